@@ -1,0 +1,1 @@
+"""Commands that measure, each against its limit."""

@@ -1,0 +1,157 @@
+"""`dataset.json`, the manifest of a data set, as dataclasses: read, write, validate."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfrecords.errors import UserError
+
+FILE_NAME = "dataset.json"
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Image:
+    """How photos are stored: pixels, encoding name, JPEG quality (1 to 100)."""
+
+    height: int
+    width: int
+    encoding: str
+    quality: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One TFRecord file of a split: name, records, size in bytes, hex sha256 of the file."""
+
+    file: str
+    num_examples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split. `class_counts[label - 1]` is the number of records with that label."""
+
+    num_examples: int
+    shards: list[Shard]
+    class_counts: list[int]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that is known of a published data set.
+
+    Attributes:
+        name: of the data set, taken from its input.
+        image: how photos are stored.
+        class_names: label = index + 1.
+        splits: by name, out of `SPLITS`; a split without records is absent.
+        rejected: number of rows set aside, by reason.
+        unannotated: number of photos found that no CSV row names.
+        box_stats: what the boxes look like; see `preprocess.publish`.
+        original_sizes: what the photos' own sizes look like; see `preprocess.publish`.
+        parameters: every flag that shaped the output.
+        source_fingerprint: sha256 over the CSVs and the photo listing.
+        libraries: name to version, of what decides the bytes.
+        format_version: of this file and of the records.
+    """
+
+    name: str
+    image: Image
+    class_names: list[str]
+    splits: dict[str, Split]
+    rejected: dict[str, int]
+    unannotated: int
+    box_stats: dict[str, Any]
+    original_sizes: dict[str, Any]
+    parameters: dict[str, Any]
+    source_fingerprint: str
+    libraries: dict[str, str]
+    format_version: int = field(default=FORMAT_VERSION)
+
+    def to_json(self) -> str:
+        """Returns the text of `dataset.json`; equal manifests give equal text."""
+        return (
+            json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
+            + "\n"
+        )
+
+
+def read(directory: str) -> Manifest:
+    """Reads and validates the manifest of a data set.
+
+    Args:
+        directory: where `dataset.json` is; a local path or one that `tf.io.gfile` opens.
+
+    Raises:
+        UserError: there is none, it is not JSON, or it is not a manifest that this version reads.
+    """
+    path = os.path.join(directory, FILE_NAME)
+    try:
+        text = _read_text(path)
+    except OSError:
+        raise UserError(
+            f"no data set at {directory!r}: {FILE_NAME} is missing or unreadable there."
+            " Make one with `python -m preprocess.run --output=DIR`, or name another folder."
+        ) from None
+    try:
+        return from_json(text)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a manifest that this version of carbox reads: {error!r}."
+            " Run `python -m preprocess.run` again."
+        ) from None
+
+
+def from_json(text: str) -> Manifest:
+    """Parses the text of `dataset.json`.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: it is not a valid manifest.
+    """
+    values = json.loads(text)
+    version = values["format_version"]
+    if version != FORMAT_VERSION:
+        raise ValueError(f"format_version {version}, expected {FORMAT_VERSION}")
+    splits = {
+        name: Split(
+            num_examples=split["num_examples"],
+            shards=[Shard(**shard) for shard in split["shards"]],
+            class_counts=split["class_counts"],
+        )
+        for name, split in values.pop("splits").items()
+    }
+    manifest = Manifest(image=Image(**values.pop("image")), splits=splits, **values)
+    _validate(manifest)
+    return manifest
+
+
+def _validate(manifest: Manifest) -> None:
+    for name, split in manifest.splits.items():
+        if name not in SPLITS:
+            raise ValueError(f"unknown split {name!r}")
+        in_shards = sum(shard.num_examples for shard in split.shards)
+        if split.num_examples != in_shards:
+            raise ValueError(
+                f"split {name}: {split.num_examples} examples, {in_shards} in its shards"
+            )
+        if len(split.class_counts) != len(manifest.class_names):
+            raise ValueError(f"split {name}: {len(split.class_counts)} class counts")
+
+
+def _read_text(path: str) -> str:
+    if "://" not in path:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    import tensorflow as tf  # only remote paths need it, and it takes seconds to import
+
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            return file.read()
+    except tf.errors.OpError as error:
+        raise OSError(str(error)) from error

@@ -1,0 +1,1 @@
+"""From TFRecords to a model that names the object and draws its box."""

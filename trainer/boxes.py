@@ -124,4 +124,5 @@ def _angle(width: tf.Tensor, height: tf.Tensor) -> tuple[tf.Tensor, object]:
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return upstream * height, -upstream * width
 
-    return tf.atan2(width, height), gradient
+    # abs: a clamped size may be -0.0, and atan2(0, -0.0) is pi.
+    return tf.atan2(tf.abs(width), tf.abs(height)), gradient

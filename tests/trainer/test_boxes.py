@@ -140,6 +140,12 @@ def test_degenerate_boxes_of_every_kind_have_finite_values_and_gradients(name, d
             assert np.isfinite(slopes.astype(np.float32)).all()
 
 
+def test_negative_zero_is_zero():
+    # Clamping may leave -0.0, for which atan2 is pi.
+    for b in itertools.product((0.0, -0.0), repeat=4):
+        assert boxes.complete_iou((0.0, 0.0, 0.0, 0.0), b).numpy() == 0
+
+
 @often
 @given(a=wild_boxes, b=wild_boxes)
 def test_iou_is_the_greatest_of_the_measures(a, b):

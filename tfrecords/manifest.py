@@ -93,14 +93,14 @@ def read(directory: str) -> Manifest:
     """
     path = os.path.join(directory, FILE_NAME)
     try:
-        text = _read_text(path)
+        data = _read_bytes(path)
     except OSError:
         raise UserError(
             f"no data set at {directory!r}: {FILE_NAME} is missing or unreadable there."
             " Make one with `python -m preprocess.run --output=DIR`, or name another folder."
         ) from None
     try:
-        return from_json(text)
+        return from_json(data.decode())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path} is not a manifest that this version of carbox reads: {error!r}."
@@ -144,14 +144,14 @@ def _validate(manifest: Manifest) -> None:
             raise ValueError(f"split {name}: {len(split.class_counts)} class counts")
 
 
-def _read_text(path: str) -> str:
+def _read_bytes(path: str) -> bytes:
     if "://" not in path:
-        with open(path, encoding="utf-8") as file:
+        with open(path, "rb") as file:
             return file.read()
     import tensorflow as tf  # only remote paths need it, and it takes seconds to import
 
     try:
-        with tf.io.gfile.GFile(path) as file:
+        with tf.io.gfile.GFile(path, "rb") as file:
             return file.read()
     except tf.errors.OpError as error:
         raise OSError(str(error)) from error

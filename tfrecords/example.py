@@ -5,7 +5,9 @@ This is the only place that knows them.
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import google_crc32c
 import tensorflow as tf
@@ -122,6 +124,30 @@ def frame(payload: bytes) -> bytes:
     """
     length = struct.pack("<Q", len(payload))
     return b"".join((length, _masked_crc(length), payload, _masked_crc(payload)))
+
+
+def read_frames(file: BinaryIO) -> Iterator[tuple[bytes, str]]:
+    """Yields the payload of each record of a TFRecord file, and what is wrong with it, if anything.
+
+    A payload that fails its checksum is yielded and reading goes on. A length that fails its own,
+    or a record that is cut off, ends the file: nothing tells where the next record would begin.
+
+    Args:
+        file: opened for reading bytes, at the start of a record.
+    """
+    while header := file.read(12):
+        if len(header) < 12:
+            yield b"", f"cut off: {len(header)} bytes at the end are no record"
+            return
+        if not check_payload(header[:8], header[8:]):
+            yield b"", "damaged: its length fails its checksum; the rest of the file is unreadable"
+            return
+        length = struct.unpack("<Q", header[:8])[0]
+        payload, crc = file.read(length), file.read(4)
+        if len(payload) < length or len(crc) < 4:
+            yield b"", "cut off"
+            return
+        yield payload, "" if check_payload(payload, crc) else "damaged: fails its checksum"
 
 
 def check_payload(payload: bytes, stored_crc: bytes) -> bool:

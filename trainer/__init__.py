@@ -1,1 +1,6 @@
 """From TFRecords to a model that names the object and draws its box."""
+
+import os
+
+# TensorFlow's start-up chatter says nothing that a user can act on; to be set before its import.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

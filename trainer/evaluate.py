@@ -1,0 +1,156 @@
+"""Judges a run on a split, and draws what it sees.
+
+    python -m trainer.evaluate --run=runs/NAME [--data=DIR] [--split=test]
+
+Prints top-1, top-5, mean IoU and the shares of good boxes; writes `evaluation-SPLIT.json` and a
+folder of photos with both boxes and both names into the run folder.
+"""
+
+import argparse
+import os
+import shutil
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from tfrecords import example, manifest, reader
+from tfrecords.errors import UserError, run_command
+from trainer import checkpoint, folder, loop, model, pictures, state, strategy
+from trainer import input as inputs
+from trainer.history import Record
+
+_PICTURES = 24
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.evaluate", allow_abbrev=False, description="Judges a run."
+    )
+    parser.add_argument("--run", required=True, help="folder of the run")
+    parser.add_argument("--data", help="data set; the run's own by default")
+    parser.add_argument("--split", default="test", choices=manifest.SPLITS)
+    parser.add_argument("--strategy", default="auto", choices=strategy.NAMES)
+    parser.add_argument("--replicas", type=int, help="logical CPU devices instead of GPUs")
+    flags = parser.parse_args(argv)
+    config, data = folder.read(flags.run)
+    directory = flags.data or data.path
+    check_same_shape(manifest.read(directory), data, directory)
+    devices = strategy.make(flags.strategy, flags.replicas)
+    network = model.build(config, data.height, data.width, len(data.class_names), fresh=False)
+    values = state.create(devices, network, config)
+    path = best_checkpoint(flags.run)
+    checkpoint.restore(values, path)
+    print(f"evaluating {path} on the {flags.split} split of {directory}")
+    source = inputs.open_source(
+        reader.Records(directory, flags.split), data.height, data.width, cache="none"
+    )
+    job = loop.Job(devices, network, values, config, source, None, flags.run, loop.Options())
+    report(job, loop.make_evaluate(job)(source), directory, flags.split, data.class_names)
+
+
+def best_checkpoint(run: str) -> str:
+    """Returns the path of a run's best checkpoint.
+
+    Raises:
+        UserError: it has none yet.
+    """
+    path = checkpoint.newest(os.path.join(run, loop.BEST))
+    if path is None:
+        raise UserError(f"the run {run} has not finished its first epoch: nothing to evaluate yet.")
+    return path
+
+
+def check_same_shape(info: manifest.Manifest, data: folder.Data, directory: str) -> None:
+    """Checks that a run's model fits a data set.
+
+    Raises:
+        UserError: photos of another size, or other classes.
+    """
+    if (info.image.height, info.image.width) != (data.height, data.width):
+        raise UserError(
+            f"the photos of {directory} are {info.image.height}x{info.image.width} (height x"
+            f" width), the run's model takes {data.height}x{data.width}. Run `python -m"
+            f" preprocess.run --image_height={data.height} --image_width={data.width}`."
+        )
+    if info.class_names != data.class_names:
+        raise UserError(f"the classes of {directory} are not those that the run was trained on.")
+
+
+def report(
+    job: loop.Job, found: Record, directory: str, split: str, class_names: list[str]
+) -> None:
+    """Prints the metrics, and writes them and pictures into the run folder."""
+    path = folder.write_json(job.folder, f"evaluation-{split}.json", found)
+    state.copy_to_model(job.state, job.model)
+    where = os.path.join(job.folder, f"pictures-{split}")
+    draw(job.model, directory, split, class_names, where)
+    print(summary(found))
+    print(f"metrics: {path}\npictures: {where}{os.sep}")
+
+
+def summary(found: Record) -> str:
+    """Returns the metrics for people, in one block."""
+    lines = [
+        f"{int(found['num_examples'])} photos",
+        f"top-1 {found['top1']:.1%}, top-5 {found['top5']:.1%}",
+        f"mean IoU {found['mean_iou']:.4f}; IoU >= 0.5: {found['iou_50']:.1%},"
+        f" >= 0.7: {found['iou_70']:.1%}, >= 0.9: {found['iou_90']:.1%}",
+        f"right name and IoU >= 0.5: {found['top1_iou_50']:.1%}",
+    ]
+    return "\n".join(lines)
+
+
+def draw(
+    network: keras.Model, directory: str, split: str, class_names: list[str], where: str
+) -> list[Image.Image]:
+    """Draws true and predicted boxes and names on photos spread over a split.
+
+    Args:
+        network: with its values.
+        directory, split: of the photos.
+        class_names: label = index + 1.
+        where: folder for the pictures; replaced when it exists.
+
+    Returns:
+        The pictures, also written as `NUMBER-NAME.jpg`, and all on one sheet, `sheet.jpg`.
+    """
+    records = reader.Records(directory, split)
+    chosen = np.unique(np.linspace(0, len(records) - 1, _PICTURES).astype(int))
+    shutil.rmtree(where, ignore_errors=True)
+    os.makedirs(where)
+    drawn = []
+    for number, serialized in enumerate(records.read(chosen)):
+        fields = example.parse(serialized)
+        pixels = tf.io.decode_jpeg(fields["encoded"], channels=3)
+        outputs = network(pixels[tf.newaxis], training=False)
+        chances = tf.nn.softmax(outputs["logits"][0]).numpy()
+        guess = int(np.argmax(chances))
+        picture = pictures.draw_boxes(
+            _as_seen(pixels.numpy(), fields),
+            (fields["bbox"].numpy(), fields["text"].numpy().decode()),
+            (outputs["bbox"][0].numpy(), class_names[guess], float(chances[guess])),
+        )
+        name = os.path.basename(fields["filename"].numpy().decode())
+        picture.save(os.path.join(where, f"{number:02}-{name}"), quality=90)
+        drawn.append(picture)
+    pictures.gallery(drawn, columns=4).save(os.path.join(where, "sheet.jpg"), quality=85)
+    return drawn
+
+
+def _as_seen(pixels: np.ndarray, fields: dict[str, tf.Tensor]) -> Image.Image:
+    """Undoes the stretch, so that the photo looks as it was taken."""
+    height, width = pixels.shape[:2]
+    aspect = int(fields["original_width"]) / int(fields["original_height"])
+    size = (
+        (round(height * aspect), height)
+        if aspect > width / height
+        else (width, round(width / aspect))
+    )
+    return Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,364 @@
+"""From records to augmented batches on every replica.
+
+Which record stands at which position of a run, and how it is changed, are functions of
+(seed, position) alone. So any position can be the first, the order does not depend on how many
+replicas or workers share the batches, and nothing has to be replayed to resume.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from tfrecords import example, reader
+from tfrecords.errors import UserError
+from trainer.config import Augment, Config
+
+Example = dict[str, tf.Tensor]
+Fetch = Callable[[tf.Tensor, Callable[[tf.Tensor], tf.Tensor] | None], Example]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The records of one split, ready to be fetched by number.
+
+    Attributes:
+        size: how many there are.
+        height, width: of the photos, in pixels.
+        load: numbers int64 [n] -> whatever `fetch` needs of them, as tensors [n, ...].
+        fetch: (one of those, window) -> `image`, `bbox`, `label`; `window`, when given, maps the
+            box to the part of the photo to cut out: int32 [4], (y, x, height, width).
+        names: numbers int64 [n] -> where these photos came from.
+    """
+
+    size: int
+    height: int
+    width: int
+    load: Callable[[tf.Tensor], Example]
+    fetch: Fetch
+    names: Callable[[tf.Tensor], list[str]]
+
+
+def open_source(records: reader.Records, height: int, width: int, cache: str) -> Source:
+    """Returns the source of a split's examples.
+
+    Args:
+        records: of the split.
+        height, width: of its photos, in pixels.
+        cache: `none` to read and decode each time; `memory` to keep the decoded photos.
+
+    Raises:
+        UserError: they would not fit in memory.
+    """
+    if cache == "memory":
+        return _cached(records, height, width)
+    return _uncached(records, height, width)
+
+
+def steps_per_epoch(size: int, batch_size: int) -> int:
+    """Returns the number of full batches in an epoch.
+
+    What is left over is left out, other examples each epoch: a batch of another size would weigh
+    its examples differently, and XLA would compile it anew.
+
+    Raises:
+        UserError: not even one batch is full.
+    """
+    if size < batch_size:
+        raise UserError(
+            f"the training split has {size} examples, fewer than one batch of {batch_size}."
+            " Give a smaller --batch_size."
+        )
+    return size // batch_size
+
+
+def numbers(config: Config, size: int, positions: tf.Tensor) -> tf.Tensor:
+    """Returns which records stand at positions of a run.
+
+    Each epoch is a new permutation of all records (a stateless cipher, so that nothing has to be
+    stored), or the stored order where the config does not shuffle.
+
+    Args:
+        config: seed, batch size, whether to shuffle.
+        size: of the split.
+        positions: int64 [n], from 0 over all epochs; an epoch has only full batches.
+
+    Returns:
+        int64 [n], each in [0, size).
+    """
+    length = steps_per_epoch(size, config.batch_size) * config.batch_size
+    epoch, place = positions // length, positions % length
+    if not config.shuffle:
+        return place
+    # The public index_shuffle pads a matrix of seeds along the wrong axis (TensorFlow 2.21).
+    seed = tf.stack([tf.fill(tf.shape(epoch), np.int64(config.seed)), epoch, epoch * 0], axis=-1)
+    return tf.raw_ops.RandomIndexShuffle(
+        index=place, seed=seed, max_index=np.int64(size - 1), rounds=4
+    )
+
+
+def training_batches(
+    strategy: tf.distribute.Strategy,
+    source: Source,
+    config: Config,
+    start: int,
+    stop: int,
+    steps_per_call: int,
+) -> Iterator[Example]:
+    """Yields groups of training batches, distributed over the replicas.
+
+    Args:
+        strategy: whose replicas share each global batch.
+        source: of the training split.
+        config: batch size, order, augmentation.
+        start, stop: steps, the first and the one after the last.
+        steps_per_call: batches in a group; fewer before an epoch ends.
+
+    Returns:
+        An iterator over dicts of per-replica `image` uint8 [k, b, h, w, 3], `bbox` float32
+        [k, b, 4], `label` int64 [k, b] from 0, `mask` bool [k, b], all true.
+    """
+    per_epoch = steps_per_epoch(source.size, config.batch_size)
+
+    def groups() -> Iterator[tuple[int, int]]:
+        step = start
+        while step < stop:
+            count = min(steps_per_call, per_epoch - step % per_epoch, stop - step)
+            yield step, count
+            step += count
+
+    def one(fields: Example, position: tf.Tensor) -> Example:
+        seed = tf.stack([tf.constant(config.seed, tf.int64), position])
+        return augment(source, fields, config.augment, seed) | {"mask": tf.constant(True)}
+
+    def pick(positions: tf.Tensor) -> tf.Tensor:
+        return numbers(config, source.size, positions)
+
+    return _distribute(strategy, source, groups, pick, one, config.batch_size)
+
+
+def evaluation_batches(
+    strategy: tf.distribute.Strategy, source: Source, batch_size: int
+) -> Iterator[Example]:
+    """Yields each example once, in stored order, distributed over the replicas.
+
+    The last batch is filled up with copies whose `mask` is false, so that every replica and every
+    batch has the same shape.
+
+    Returns:
+        An iterator over dicts as those of `training_batches`, with k = 1.
+    """
+
+    def groups() -> Iterator[tuple[int, int]]:
+        return ((step, 1) for step in range(-(-source.size // batch_size)))
+
+    def one(fields: Example, position: tf.Tensor) -> Example:
+        return source.fetch(fields, None) | {"mask": position < source.size}
+
+    def pick(positions: tf.Tensor) -> tf.Tensor:
+        return tf.minimum(positions, source.size - 1)
+
+    return _distribute(strategy, source, groups, pick, one, batch_size)
+
+
+def augment(source: Source, fields: Example, recipe: Augment, seed: tf.Tensor) -> Example:
+    """Fetches one photo, changed at random but for its name.
+
+    Args:
+        source: to fetch from.
+        fields: what its `load` gave for this example.
+        recipe: what to change, and how much.
+        seed: int64 [2].
+
+    Returns:
+        `image` uint8 [height, width, 3], `bbox` float32 [4], `label` int64.
+    """
+    draws = tf.random.stateless_uniform([8], seed)
+
+    def window(bbox: tf.Tensor) -> tf.Tensor:
+        return crop_window(bbox, recipe.crop * draws[:4], source.height, source.width)
+
+    out = source.fetch(fields, window if recipe.crop > 0 else None)
+    image, bbox = out["image"], out["bbox"]
+    if recipe.crop > 0:
+        image = tf.image.resize(image, [source.height, source.width])
+    if recipe.colour > 0:
+        image = change_colour(tf.cast(image, tf.float32), recipe.colour * (2 * draws[4:7] - 1))
+    if image.dtype != tf.uint8:
+        image = tf.saturate_cast(tf.round(image), tf.uint8)
+    if recipe.flip:
+        image, bbox = tf.cond(draws[7] < 0.5, lambda: flip(image, bbox), lambda: (image, bbox))
+    return out | {"image": image, "bbox": bbox}
+
+
+def crop_window(bbox: tf.Tensor, share: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """Chooses a part of a photo that keeps the box whole.
+
+    Args:
+        bbox: float32 [4], fractions.
+        share: float32 [4] in [0, 1]: how much of the margin to cut left, above, right, below.
+        height, width: of the photo, in pixels.
+
+    Returns:
+        int32 [4], (y, x, height, width) in pixels.
+    """
+    low = tf.cast(tf.floor(share[:2] * bbox[:2] * [width, height]), tf.int32)
+    high = tf.cast(tf.floor(share[2:] * (1 - bbox[2:]) * [width, height]), tf.int32)
+    size = tf.maximum([width, height] - low - high, 1)
+    return tf.stack([low[1], low[0], size[1], size[0]])
+
+
+def box_in_window(bbox: tf.Tensor, window: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """Returns a box, float32 [4], as fractions of a window of its photo."""
+    y, x, high, wide = tf.unstack(tf.cast(window, tf.float32))
+    corner, size = tf.stack([x, y, x, y]), tf.stack([wide, high, wide, high])
+    scale = tf.constant([width, height, width, height], tf.float32)
+    return tf.clip_by_value((bbox * scale - corner) / size, 0.0, 1.0)
+
+
+def change_colour(image: tf.Tensor, strength: tf.Tensor) -> tf.Tensor:
+    """Changes brightness, contrast and saturation.
+
+    Args:
+        image: float32 [h, w, 3], values 0 to 255.
+        strength: float32 [3], each in [-1, 1]: brightness (times 128), contrast and saturation
+            (factor 1 + strength).
+
+    Returns:
+        float32 [h, w, 3], not clipped.
+    """
+    brightness, contrast, saturation = tf.unstack(strength)
+    # All three are linear: one pass over the pixels does them.
+    grey = tf.constant([0.299, 0.587, 0.114])[:, tf.newaxis] * tf.ones([1, 3])
+    mix = (1 + saturation) * tf.eye(3) - saturation * grey
+    offset = 128 * brightness - 128 * contrast
+    shape = tf.shape(image)
+    pixels = tf.matmul(tf.reshape(image, [-1, 3]), (1 + contrast) * mix) + offset
+    return tf.reshape(pixels, shape)
+
+
+def flip(image: tf.Tensor, bbox: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mirrors a photo [h, w, 3] and its box [4] left to right."""
+    mirrored = tf.stack([1 - bbox[2], bbox[1], 1 - bbox[0], bbox[3]])
+    return tf.reverse(image, [1]), mirrored
+
+
+def _uncached(records: reader.Records, height: int, width: int) -> Source:
+    def load(wanted: tf.Tensor) -> Example:
+        serialized = tf.numpy_function(records.read, [wanted], tf.string, stateful=False)
+        return {"serialized": tf.ensure_shape(serialized, [None])}
+
+    def fetch(fields: Example, window: Callable[[tf.Tensor], tf.Tensor] | None) -> Example:
+        parsed = example.parse(fields["serialized"])
+        bbox = parsed["bbox"]
+        if window is None:
+            image = tf.io.decode_jpeg(parsed["encoded"], channels=3)
+            image = tf.ensure_shape(image, [height, width, 3])
+        else:
+            part = window(bbox)
+            image = tf.image.decode_and_crop_jpeg(parsed["encoded"], part, channels=3)
+            bbox = box_in_window(bbox, part, height, width)
+        return {"image": image, "bbox": bbox, "label": parsed["label"] - 1}
+
+    def names(wanted: tf.Tensor) -> list[str]:
+        found = [example.parse(record)["filename"] for record in records.read(wanted.numpy())]
+        return [name.numpy().decode() for name in found]
+
+    return Source(len(records), height, width, load, fetch, names)
+
+
+def _cached(records: reader.Records, height: int, width: int) -> Source:
+    size = len(records)
+    _check_memory(size * height * width * 3)
+    source = _uncached(records, height, width)
+    images = np.empty((size, height, width, 3), np.uint8)
+    boxes, labels = np.empty((size, 4), np.float32), np.empty(size, np.int64)
+    every = tf.data.Dataset.range(size).batch(64).map(source.load).unbatch()
+    decoded = every.map(lambda fields: source.fetch(fields, None), tf.data.AUTOTUNE)
+    for i, out in enumerate(decoded.as_numpy_iterator()):
+        images[i], boxes[i], labels[i] = out["image"], out["bbox"], out["label"]
+    table = {name: tf.constant(v) for name, v in (("bbox", boxes), ("label", labels))}
+    with tf.device("/cpu:0"):
+        photos = tf.constant(images)
+
+    def load(wanted: tf.Tensor) -> Example:
+        return {"number": wanted}
+
+    def fetch(fields: Example, window: Callable[[tf.Tensor], tf.Tensor] | None) -> Example:
+        out = {name: tf.gather(values, fields["number"]) for name, values in table.items()}
+        image = tf.ensure_shape(tf.gather(photos, fields["number"]), [height, width, 3])
+        if window is not None:
+            part = window(out["bbox"])
+            image = tf.image.crop_to_bounding_box(image, *tf.unstack(part))
+            out["bbox"] = box_in_window(out["bbox"], part, height, width)
+        return out | {"image": image}
+
+    return Source(size, height, width, load, fetch, source.names)
+
+
+def _check_memory(needed: int) -> None:
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    print(f"cache: {needed / 1e9:.2f} GB of decoded photos, {available / 1e9:.2f} GB free")
+    if needed > 0.8 * available:
+        raise UserError(
+            f"--cache=memory needs {needed / 1e9:.2f} GB, and {available / 1e9:.2f} GB are free"
+            " (a fifth is left to training). Use --cache=none."
+        )
+
+
+def _distribute(
+    strategy: tf.distribute.Strategy,
+    source: Source,
+    groups: Callable[[], Iterator[tuple[int, int]]],
+    pick: Callable[[tf.Tensor], tf.Tensor],
+    one: Callable[[Example, tf.Tensor], Example],
+    batch_size: int,
+) -> Iterator[Example]:
+    """Reads, decodes and hands out groups of batches; each worker does only its own share."""
+    per_replica = batch_size // strategy.num_replicas_in_sync
+
+    def share(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        replicas = strategy.num_replicas_in_sync // context.num_input_pipelines
+        first = context.input_pipeline_id * replicas
+
+        def positions(step: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
+            steps = (step + tf.range(count))[tf.newaxis, :, tf.newaxis]
+            replica = (first + tf.range(replicas, dtype=tf.int64))[:, tf.newaxis, tf.newaxis]
+            row = tf.range(per_replica, dtype=tf.int64)
+            places = steps * batch_size + replica * per_replica + row
+            return tf.data.Dataset.from_tensor_slices(places)
+
+        def batch(places: tf.Tensor) -> Example:
+            flat = tf.reshape(places, [-1])
+            examples = tf.map_fn(
+                lambda pair: one(*pair),
+                (source.load(pick(flat)), flat),
+                fn_output_signature=_signature(source),
+            )
+            lead = [tf.shape(places)[0], per_replica]
+            return {
+                name: tf.ensure_shape(
+                    tf.reshape(value, tf.concat([lead, tf.shape(value)[1:]], 0)),
+                    [None, per_replica, *value.shape[1:]],
+                )
+                for name, value in examples.items()
+            }
+
+        pair = (tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int64))
+        dataset = tf.data.Dataset.from_generator(groups, output_signature=pair)
+        dataset = dataset.flat_map(positions)
+        dataset = dataset.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return dataset.prefetch(tf.data.AUTOTUNE)
+
+    return iter(strategy.distribute_datasets_from_function(share))
+
+
+def _signature(source: Source) -> dict[str, tf.TensorSpec]:
+    return {
+        "image": tf.TensorSpec([source.height, source.width, 3], tf.uint8),
+        "bbox": tf.TensorSpec([4], tf.float32),
+        "label": tf.TensorSpec([], tf.int64),
+        "mask": tf.TensorSpec([], tf.bool),
+    }

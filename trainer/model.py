@@ -1,0 +1,133 @@
+"""MobileNetV2 with two heads: what the object is, and where its box is.
+
+Source: Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks",
+arXiv:1801.04381, as `keras.applications` has it.
+"""
+
+import os
+
+import keras
+
+from tfrecords.errors import UserError
+from trainer.config import Config
+
+_ALPHAS_WITH_WEIGHTS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
+
+
+def build(
+    config: Config, height: int, width: int, classes: int, *, fresh: bool = True
+) -> keras.Model:
+    """Builds the model.
+
+    Args:
+        config: which model, and with which weights the backbone starts.
+        height, width: of the photos, in pixels.
+        classes: how many names there are.
+        fresh: start from `config.weights`; otherwise the values are to be replaced anyway.
+
+    Returns:
+        A model from `image`, [batch, height, width, 3], RGB, values in [0, 255], to `bbox`,
+        float32 [batch, 4], (xmin, ymin, xmax, ymax) as fractions, and `logits`, float32
+        [batch, classes]. The layer `backbone` is MobileNetV2 without its top.
+
+    Raises:
+        UserError: the weights cannot be had, or do not fit.
+    """
+    keras.utils.set_random_seed(config.seed)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(config.precision)
+    try:
+        image = keras.Input((height, width, 3), name="image")
+        pixels = image
+        if config.model.downscale > 1:
+            pixels = keras.layers.AveragePooling2D(config.model.downscale)(pixels)
+        pixels = keras.layers.Rescaling(1 / 127.5, offset=-1)(pixels)
+        backbone = _backbone(config, tuple(pixels.shape[1:]), fresh)
+        bbox, logits = _heads(config, backbone(pixels), classes)
+        model = keras.Model(image, {"bbox": bbox, "logits": logits}, name="carbox")
+        _set_batch_norm([*model.layers, *backbone.layers], config)
+        return model
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def _backbone(config: Config, shape: tuple[int, int, int], fresh: bool) -> keras.Model:
+    backbone = keras.applications.MobileNetV2(
+        input_shape=shape,
+        alpha=config.model.alpha,
+        include_top=False,
+        weights=None,
+        name="backbone",
+    )
+    if not fresh:
+        return backbone
+    if config.weights == "imagenet":
+        _load_imagenet(backbone, config.model.alpha)
+    elif config.weights != "none":
+        _load_file(backbone, config.weights)
+    return backbone
+
+
+def _set_batch_norm(layers: list[keras.Layer], config: Config) -> None:
+    for layer in layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = config.model.batch_norm_momentum
+            layer.synchronized = config.model.batch_norm == "synchronized"
+            layer.trainable = config.model.batch_norm != "frozen"
+
+
+def _load_imagenet(backbone: keras.Model, alpha: float) -> None:
+    if alpha not in _ALPHAS_WITH_WEIGHTS:
+        raise UserError(
+            f"there are no ImageNet weights for model.alpha={alpha}, only for"
+            f" {', '.join(map(str, _ALPHAS_WITH_WEIGHTS))}. Choose one, or --weights=none."
+        )
+    try:
+        # Weights do not depend on the size of the photo; 224 is the one that Keras warns least of.
+        source = keras.applications.MobileNetV2((224, 224, 3), alpha, include_top=False)
+    except Exception as error:
+        raise UserError(
+            "the ImageNet weights of MobileNetV2 could not be downloaded on this machine"
+            f" ({_first_line(error)}). Fetch them where there is internet"
+            " (keras.applications.MobileNetV2(include_top=False).save_weights('FILE.weights.h5'))"
+            " and give --weights=FILE.weights.h5, or start from random weights: --weights=none."
+        ) from None
+    backbone.set_weights(source.get_weights())
+
+
+def _load_file(backbone: keras.Model, path: str) -> None:
+    if not os.path.isfile(path):
+        raise UserError(f"--weights={path}: there is no such file (nor is it imagenet or none).")
+    try:
+        backbone.load_weights(path)
+    except Exception as error:
+        raise UserError(
+            f"--weights={path} does not hold the weights of MobileNetV2 without top at this"
+            f" model.alpha ({_first_line(error)}). A Keras file *.weights.h5 is expected."
+        ) from None
+
+
+def _heads(
+    config: Config, features: keras.KerasTensor, classes: int
+) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+    layers = keras.layers
+    common = _conv_block(features, config.model.filters, "head")
+    pooled = layers.GlobalAveragePooling2D(name="pool")(common)
+    pooled = layers.Dropout(config.model.dropout, seed=config.seed, name="dropout")(pooled)
+    where = pooled
+    if config.model.head == "spatial":
+        cells = layers.Flatten()(_conv_block(common, 64, "cells"))
+        where = layers.Dense(128, activation="relu", name="edges")(cells)
+    bbox = layers.Dense(4, activation="sigmoid", dtype="float32", name="bbox")(where)
+    logits = layers.Dense(classes, dtype="float32", name="label")(pooled)
+    return bbox, logits
+
+
+def _conv_block(x: keras.KerasTensor, filters: int, name: str) -> keras.KerasTensor:
+    x = keras.layers.Conv2D(filters, 1, name=f"{name}_conv")(x)
+    x = keras.layers.BatchNormalization(name=f"{name}_bn")(x)
+    return keras.layers.ReLU(name=f"{name}_relu")(x)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

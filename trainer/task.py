@@ -1,0 +1,206 @@
+"""Trains, evaluates and reports: the whole road from records to a run folder.
+
+    python -m trainer.task --strategy=mirrored [--data=data/tfrecords] [--run=runs/NAME]
+        [--config=default] [--set key value ...] [--epochs=N] [--batch_size=N]
+
+Started again with the same flags, it goes on where the run stands. The logic lives in the modules
+beside this one; this file only joins them.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tfrecords import manifest, reader
+from tfrecords.errors import UserError, run_command
+from trainer import (
+    checkpoint,
+    evaluate,
+    folder,
+    loop,
+    model,
+    pictures,
+    state,
+    strategy,
+    tensorboard,
+)
+from trainer import config as configs
+from trainer import input as inputs
+from trainer.history import Record
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Raises:
+        UserError: flags, data or run folder are not usable.
+        SystemExit: with `loop.EXIT_PREEMPTED` after SIGTERM.
+    """
+    flags = parse_flags(argv)
+    info = manifest.read(flags.data)
+    config = make_config(flags, info)
+    data = folder.describe_data(flags.data, info)
+    devices = strategy.make(flags.strategy, flags.replicas)
+    rank, _ = strategy.worker(devices)
+    check_batch(config, devices.num_replicas_in_sync)
+    run = flags.run or os.path.join("runs", f"{info.name}-{config.name}")
+    folder.open_for_training(run, config, data, writes=rank == 0)
+    if rank > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - one voice, the chief's, until the end
+    print(plan(config, data, info, devices, run), flush=True)
+
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    network = model.build(config, data.height, data.width, len(data.class_names))
+    job = loop.Job(
+        strategy=devices,
+        model=network,
+        state=state.create(devices, network, config),
+        config=config,
+        training=_source(flags, data, "train"),
+        validation=_source(flags, data, "validation") if "validation" in info.splits else None,
+        folder=run,
+        options=make_options(flags, run, chief=rank == 0),
+    )
+    try:
+        records = loop.train(job)
+    except loop.PreemptedError:
+        print(f"SIGTERM: saved in {run}. Start the same command again to go on.", flush=True)
+        sys.exit(loop.EXIT_PREEMPTED)
+    finish(job, records, info)
+
+
+def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the flags; a wrong one ends the program with 2 and one line about it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.task", allow_abbrev=False, description=__doc__.splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--strategy", default="auto", choices=strategy.NAMES, help="default: auto")
+    add("--replicas", type=int, help="logical CPU devices, to try a strategy without GPUs")
+    add("--data", default="data/tfrecords", help="data set (default: data/tfrecords)")
+    add("--run", help="folder of the run (default: runs/DATA-CONFIG)")
+    add("--config", choices=configs.NAMES, help="default: sample for the drawn sample, or default")
+    add("--set", nargs="+", action="append", default=[], metavar="KEY VALUE", help="any setting")
+    add("--weights", help="imagenet, none, or a Keras weights file of MobileNetV2 without top")
+    add("--epochs", help="passes over the training split")
+    add("--batch_size", help="global: over all replicas")
+    add("--jit", help="XLA: auto (on where there is a GPU), on, off")
+    add("--precision", help="float32, mixed_bfloat16, mixed_float16")
+    add("--steps_per_call", type=int, default=1, help="steps in one call of the graph")
+    add("--cache", choices=("none", "memory"), default="none", help="keep decoded photos")
+    add("--keep", type=int, default=2, help="newest checkpoints to keep")
+    add("--checkpoint_seconds", type=float, default=300.0, help="save at least this often")
+    flags = parser.parse_args(argv)
+    for name in ("steps_per_call", "keep"):
+        if getattr(flags, name) < 1:
+            parser.error(f"--{name}={getattr(flags, name)}: it must be at least 1")
+    return flags
+
+
+def make_config(flags: argparse.Namespace, info: manifest.Manifest) -> configs.Config:
+    """Returns the config that flags and data ask for.
+
+    Raises:
+        UserError: a setting is unknown or out of range, or the photos have another size.
+    """
+    drawn = info.name == "sample"
+    config = configs.named(flags.config or ("sample" if drawn else "default"))
+    settings = configs.parse_settings([word for words in flags.set for word in words])
+    for name in ("weights", "epochs", "batch_size", "jit", "precision"):
+        if getattr(flags, name) is not None:
+            settings[name] = getattr(flags, name)
+    config = configs.apply_settings(config, settings)
+    for side in ("height", "width"):
+        wanted, there = getattr(config, f"image_{side}"), getattr(info.image, side)
+        if wanted not in (None, there):
+            raise UserError(
+                f"image_{side} is {wanted} in the config, and the photos of {flags.data} have"
+                f" {there}. Run `python -m preprocess.run --image_{side}={wanted}` or leave the"
+                " setting out."
+            )
+    return config
+
+
+def check_batch(config: configs.Config, replicas: int) -> None:
+    """Checks that a batch can be shared evenly.
+
+    Raises:
+        UserError: it cannot.
+    """
+    parts = replicas * config.optimizer.accumulate
+    if config.batch_size % parts:
+        nearest = max(parts, round(config.batch_size / parts) * parts)
+        raise UserError(
+            f"the global batch size {config.batch_size} cannot be shared evenly by {replicas}"
+            f" replicas in {config.optimizer.accumulate} parts each. Try --batch_size={nearest}."
+        )
+
+
+def plan(
+    config: configs.Config,
+    data: folder.Data,
+    info: manifest.Manifest,
+    devices: tf.distribute.Strategy,
+    run: str,
+) -> str:
+    """Returns what will be done, for people."""
+    sizes = ", ".join(f"{name} {split.num_examples}" for name, split in info.splits.items())
+    jit = "with XLA" if loop.uses_jit(config) else "without XLA"
+    return "\n".join(
+        (
+            f"data:     {data.path} ({data.name}): {sizes}; {len(data.class_names)} classes,"
+            f" {data.height}x{data.width} pixels",
+            f"config:   {config.name}, weights {config.weights}, {config.epochs} epochs,"
+            f" global batch size {config.batch_size}",
+            f"strategy: {strategy.describe(devices)}, {config.precision}, {jit}",
+            f"run:      {run}",
+        )
+    )
+
+
+def make_options(flags: argparse.Namespace, run: str, *, chief: bool) -> loop.Options:
+    """Returns what does not change the outcome."""
+    board = tensorboard.writer(run) if chief else None
+
+    def on_epoch(record: Record, timing: Record) -> None:
+        if board:
+            tensorboard.write_epoch(board, record, timing)
+
+    return loop.Options(
+        steps_per_call=flags.steps_per_call,
+        keep=flags.keep,
+        checkpoint_seconds=flags.checkpoint_seconds,
+        chief=chief,
+        on_epoch=on_epoch,
+    )
+
+
+def finish(job: loop.Job, records: list[Record], info: manifest.Manifest) -> None:
+    """Evaluates the best epoch on the test split, draws, and says where everything is."""
+    if not job.options.chief:
+        return
+    data = folder.read(job.folder)[1]
+    curves = os.path.join(job.folder, "curves.png")
+    pictures.curves(records, curves)
+    checkpoint.restore(job.state, evaluate.best_checkpoint(job.folder))
+    split = "test" if "test" in info.splits else "validation"
+    if split in info.splits:
+        source = inputs.open_source(
+            reader.Records(data.path, split), data.height, data.width, cache="none"
+        )
+        found = loop.make_evaluate(job)(source)
+        evaluate.report(job, found, data.path, split, data.class_names)
+    print(f"curves: {curves}\nrun: {job.folder}{os.sep}")
+
+
+def _source(flags: argparse.Namespace, data: folder.Data, split: str) -> inputs.Source:
+    records = reader.Records(data.path, split)
+    return inputs.open_source(records, data.height, data.width, flags.cache)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,32 @@
+"""What TensorBoard shows of a run: curves, speed, and a few pictures with boxes."""
+
+import os
+
+import tensorflow as tf
+
+from trainer.history import Record
+
+
+def writer(folder: str) -> tf.summary.SummaryWriter:
+    """Returns the writer of a run's TensorBoard folder."""
+    return tf.summary.create_file_writer(os.path.join(folder, "tensorboard"))
+
+
+def write_epoch(out: tf.summary.SummaryWriter, record: Record, timing: Record) -> None:
+    """Writes an epoch's losses, metrics and speed, by step.
+
+    Args:
+        out: where to.
+        record: of `trainer.history`; `val_…` stands beside what it validates.
+        timing: `seconds`, `images_per_second`, `wait` (share of time waiting for data).
+    """
+    step = int(record["step"])
+    with out.as_default():
+        for name, value in record.items():
+            if name in ("epoch", "step") or name.endswith("num_examples"):
+                continue
+            group = "validation" if name.startswith("val_") else "train"
+            tf.summary.scalar(f"{group}/{name.removeprefix('val_')}", value, step)
+        for name, value in timing.items():
+            tf.summary.scalar(f"speed/{name}", value, step)
+    out.flush()

@@ -1,0 +1,483 @@
+"""Where bytes live: folders, zips and bucket paths, behind one small interface each way.
+
+Reading: `open_source(path)` gives a `Source`, which lists its files and reads one of them. Workers
+read photos by the `Entry` that the driver's listing gave them and never list anything themselves.
+
+Writing: functions over paths. Local paths are written with care for power cuts, anything with
+`scheme://` goes through Beam's file systems, where a file appears when it is closed and a rename
+may be a copy.
+"""
+
+import contextlib
+import functools
+import os
+import re
+import shutil
+import stat
+import struct
+import threading
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tfrecords.errors import UserError
+
+MAX_PHOTO_BYTES = 128 << 20  # a file larger than this is no photo; it is refused unread
+
+# Left behind by file managers and version control: never part of a data set.
+_JUNK = re.compile(r"(^|/)(\.[^/]*|__MACOSX|Thumbs\.db|desktop\.ini)(/|$)")
+
+
+class Entry(NamedTuple):
+    """One file of a source.
+
+    Attributes:
+        path: relative to the source, with `/`.
+        size: in bytes, as it will be read.
+        offset: where it begins; of its header in a zip, else 0.
+        stored: bytes that it takes up; fewer than `size` when a zip compresses it.
+    """
+
+    path: str
+    size: int
+    offset: int
+    stored: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Every file of a source, by column and sorted by path.
+
+    Attributes:
+        path: large_string [n].
+        size, offset, stored: int64 [n], as in `Entry`.
+        stamp: int64 [n]; changes when the file's bytes change (modification time, CRC).
+        refused: position to the reason, for files that must not be read (links that lead out,
+            zip members with paths that do).
+        notes: sentences about what was left out, for the log.
+    """
+
+    path: pa.LargeStringArray
+    size: np.ndarray
+    offset: np.ndarray
+    stored: np.ndarray
+    stamp: np.ndarray
+    refused: dict[int, str]
+    notes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+    def entry(self, position: int) -> Entry:
+        """Returns the file at a position."""
+        return Entry(
+            self.path[position].as_py(),
+            int(self.size[position]),
+            int(self.offset[position]),
+            int(self.stored[position]),
+        )
+
+
+class Source(Protocol):
+    """A place that holds a data set."""
+
+    def listing(self) -> Listing:
+        """Lists every file."""
+
+    def read(self, entry: Entry) -> bytes:
+        """Reads one file; safe from several threads.
+
+        Raises:
+            ValueError: the file is damaged where it is stored (zip).
+            OSError: it cannot be read.
+        """
+
+
+@functools.cache
+def opened(path: str) -> "Source":
+    """Opens a source once in a process; for workers."""
+    return open_source(path)
+
+
+def open_source(path: str) -> Source:
+    """Opens a folder, a zip, or either behind `scheme://`.
+
+    Raises:
+        UserError: there is nothing there, or it is neither.
+    """
+    if is_remote(path):
+        _require_file_system(path)
+        return Zip(path) if path.lower().endswith(".zip") else Bucket(path)
+    if os.path.isdir(path):
+        return Folder(path)
+    if not os.path.exists(path):
+        raise UserError(
+            f"--input={path} does not exist. Name a folder or a zip of a class-folder data set."
+        )
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            f"--input={path} is neither a folder nor a whole zip file. If it is a download, it"
+            " may be cut off: load it again."
+        )
+    return Zip(path)
+
+
+class Folder:
+    """A local folder."""
+
+    def __init__(self, root: str):
+        self._root = os.path.abspath(root)
+
+    def listing(self) -> Listing:
+        """Walks the folder; links are followed inside it and refused where they lead out."""
+        rows: list[tuple[str, int, int, int, int]] = []
+        refused: dict[str, str] = {}
+        notes: list[str] = []
+        top = os.path.realpath(self._root)
+        pending, seen = [""], {top}
+        while pending:
+            folder = pending.pop()
+            for entry in _scan(os.path.join(self._root, folder)):
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if _JUNK.search(path):
+                    continue
+                if not _is_text(path):
+                    notes.append(f"refused: the name of {path!a} is not UTF-8")
+                    continue
+                why = ""
+                if entry.is_symlink():
+                    target = os.path.realpath(entry.path)
+                    if not target.startswith(top + os.sep):
+                        why = f"a symbolic link that leads out of the data set, to {target}"
+                        notes.append(f"refused: {path} is {why}")
+                if entry.is_dir():
+                    real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                    if not why and real not in seen:
+                        seen.add(real)
+                        pending.append(path)
+                elif entry.is_file() or why:
+                    info = entry.stat(follow_symlinks=not why)
+                    rows.append((path, info.st_size, 0, info.st_size, info.st_mtime_ns))
+                    if why:
+                        refused[path] = why
+        return _listing(rows, refused, notes)
+
+    def read(self, entry: Entry) -> bytes:
+        """Reads a whole file."""
+        with open(os.path.join(self._root, entry.path), "rb", buffering=0) as file:
+            return file.read()
+
+
+class Zip:
+    """A zip file, local or remote, stored or deflated.
+
+    The driver reads the directory once, with `zipfile`. Workers read members by their offset:
+    they need no directory (gigabytes at millions of members) and no lock.
+    """
+
+    def __init__(self, path: str):
+        self._read_at = _ranges(path)
+        self._path = path
+
+    def listing(self) -> Listing:
+        """Lists the members; those whose paths lead out of the zip are refused."""
+        try:
+            with open_read(self._path) as file, zipfile.ZipFile(file) as archive:
+                members = {info.filename: info for info in archive.infolist()}
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{self._path} is not a whole zip file: {error}.") from None
+        rows = []
+        refused: dict[str, str] = {}
+        notes: list[str] = []
+        for info in members.values():
+            path = _member_path(info)
+            if info.is_dir() or path.endswith("/") or _JUNK.search(path):
+                continue
+            why = _why_unsafe(path)
+            if stat.S_ISLNK(info.external_attr >> 16):
+                why = "a symbolic link"
+            if why:
+                refused[path] = why
+                notes.append(f"refused: the zip member {path!a} is {why}")
+            row = (path, info.file_size, info.header_offset, info.compress_size, info.CRC)
+            rows.append(row)
+        return _listing(rows, refused, notes)
+
+    def read(self, entry: Entry) -> bytes:
+        """Reads and inflates one member, never more than its declared size."""
+        header = self._read_at(entry.offset, 30)
+        if len(header) < 30 or header[:4] != b"PK\x03\x04":
+            raise ValueError("the zip is damaged: no member where its directory says")
+        flags, method = struct.unpack_from("<HH", header, 6)
+        crc = struct.unpack_from("<I", header, 14)[0]
+        name_length, extra_length = struct.unpack_from("<HH", header, 26)
+        data = self._read_at(entry.offset + 30 + name_length + extra_length, entry.stored)
+        if flags & 1:
+            raise ValueError("the zip member is encrypted")
+        if method == zipfile.ZIP_DEFLATED:
+            data = _inflate(data, entry.size)
+        elif method != zipfile.ZIP_STORED:
+            raise ValueError(f"the zip member is compressed by method {method}; deflate is read")
+        if len(data) != entry.size:
+            raise ValueError(
+                f"the zip member has {len(data)} bytes, its directory says {entry.size}"
+            )
+        # With flag 8 the checksum stands behind the data; the photo's own decoder judges then.
+        if not flags & 8 and zlib.crc32(data) != crc:
+            raise ValueError("the zip member fails its checksum")
+        return data
+
+
+class Bucket:
+    """Everything under a `scheme://` path, through Beam's file systems."""
+
+    def __init__(self, root: str):
+        self._root = root.rstrip("/")
+
+    def listing(self) -> Listing:
+        """Lists every object under the path."""
+        rows = []
+        for info in _match(self._root + "/**"):
+            path = info.path[len(self._root) + 1 :]
+            if not path or path.endswith("/") or _JUNK.search(path):
+                continue
+            size, stamp = info.size_in_bytes, int((info.last_updated_in_seconds or 0) * 1000)
+            rows.append((path, size, 0, size, stamp))
+        if not rows:
+            raise UserError(
+                f"--input={self._root}: nothing is there, or it may not be listed."
+                " Check the path and your credentials."
+            )
+        return _listing(rows, {}, [])
+
+    def read(self, entry: Entry) -> bytes:
+        """Reads a whole object."""
+        with open_read(f"{self._root}/{entry.path}") as file:
+            return file.read()
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path goes through Beam's file systems."""
+    return "://" in path
+
+
+def open_read(path: str) -> BinaryIO:
+    """Opens a file for reading."""
+    if not is_remote(path):
+        return open(path, "rb")
+    beam, compression = _file_systems()
+    with _as_os_error(path):
+        return beam.open(path, compression_type=compression)
+
+
+@contextlib.contextmanager
+def create(path: str, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """Creates a file; it is on the disk for good when the block ends, unless `sync` is False."""
+    if not is_remote(path):
+        with open(path, "wb") as file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        return
+    beam, compression = _file_systems()
+    with _as_os_error(path), beam.create(path, compression_type=compression) as file:
+        yield file
+
+
+def write(path: str, data: bytes, *, sync: bool = True) -> None:
+    """Writes a file that is either whole or not there."""
+    partial = f"{path}.{uuid.uuid4().hex}.partial"
+    with create(partial, sync=sync) as file:
+        file.write(data)
+    rename(partial, path)
+
+
+def read(path: str) -> bytes:
+    """Reads a whole file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        OSError: it cannot be read.
+    """
+    with open_read(path) as file:
+        return file.read()
+
+
+def rename(source: str, destination: str) -> None:
+    """Renames a file over whatever was there."""
+    if not is_remote(source):
+        os.replace(source, destination)
+        return
+    beam, _ = _file_systems()
+    with _as_os_error(source):
+        beam.rename([source], [destination])
+
+
+def make_folder(path: str) -> None:
+    """Makes a folder and those above it; buckets need none."""
+    if not is_remote(path):
+        os.makedirs(path, exist_ok=True)
+        return
+    beam, _ = _file_systems()
+    with contextlib.suppress(OSError):  # it is there already
+        beam.mkdirs(path)
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file, or anything under a path."""
+    if not is_remote(path):
+        return os.path.lexists(path)
+    beam, _ = _file_systems()
+    return beam.exists(path) or bool(sizes(path))
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """Returns the size of each file under a folder, by its path relative to it."""
+    if is_remote(folder):
+        prefix = folder.rstrip("/") + "/"
+        return {info.path[len(prefix) :]: info.size_in_bytes for info in _match(prefix + "**")}
+    found = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(parent, name)
+            # A worker may rename its file between the walk and this call.
+            with contextlib.suppress(FileNotFoundError):
+                found[os.path.relpath(path, folder)] = os.path.getsize(path)
+    return found
+
+
+def delete(path: str) -> None:
+    """Deletes a file or a whole folder, if it is there."""
+    if is_remote(path):
+        beam, _ = _file_systems()
+        doomed = [f"{path}/{name}" for name in sizes(path)]
+        if beam.exists(path):
+            doomed.append(path)
+        if doomed:
+            with _as_os_error(path):
+                beam.delete(doomed)
+    elif os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+
+
+def _scan(folder: str) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be listed: {error.strerror}.") from None
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _listing(
+    rows: list[tuple[str, int, int, int, int]], refused: dict[str, str], notes: list[str]
+) -> Listing:
+    path = pa.array([row[0] for row in rows], pa.large_string())
+    numbers = np.array([row[1:] for row in rows], np.int64).reshape(len(rows), 4)
+    rows.clear()
+    order = pc.sort_indices(path)
+    numbers = numbers[order.to_numpy()]
+    path = path.take(order)
+    positions = pc.index_in(pa.array(list(refused), pa.large_string()), value_set=path)
+    return Listing(
+        path,
+        *(np.ascontiguousarray(numbers[:, column]) for column in range(4)),
+        refused=dict(zip(positions.to_pylist(), refused.values(), strict=True)),
+        notes=sorted(notes),
+    )
+
+
+def _member_path(info: zipfile.ZipInfo) -> str:
+    name = info.filename
+    if not info.flag_bits & 0x800:
+        # The zip says "code page 437"; most tools that say so write UTF-8.
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")
+
+
+def _why_unsafe(path: str) -> str:
+    if path.startswith("/") or re.match(r"[A-Za-z]:", path):
+        return "an absolute path"
+    if ".." in path.split("/"):
+        return "a path that leads out of the data set"
+    return ""
+
+
+def _inflate(data: bytes, size: int) -> bytes:
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        # One byte more than declared shows a member that lies about its size.
+        return inflater.decompress(data, size + 1)
+    except zlib.error as error:
+        raise ValueError(f"the zip member cannot be inflated: {error}") from None
+
+
+def _ranges(path: str) -> Any:
+    """Returns a function (offset, length) -> bytes over a file, safe from several threads."""
+    if not is_remote(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        return lambda offset, length: os.pread(descriptor, length, offset)
+    handles = threading.local()
+
+    def read_at(offset: int, length: int) -> bytes:
+        if not hasattr(handles, "file"):
+            handles.file = open_read(path)
+        handles.file.seek(offset)
+        return handles.file.read(length)
+
+    return read_at
+
+
+def _file_systems() -> tuple[Any, str]:
+    # Imported here: local jobs' workers and tests of the parsers need no Beam.
+    from apache_beam.io.filesystem import CompressionTypes
+    from apache_beam.io.filesystems import FileSystems
+
+    return FileSystems, CompressionTypes.UNCOMPRESSED
+
+
+def _require_file_system(path: str) -> None:
+    beam, _ = _file_systems()
+    try:
+        beam.get_filesystem(path)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _match(pattern: str) -> list[Any]:
+    beam, _ = _file_systems()
+    with _as_os_error(pattern):
+        return beam.match([pattern])[0].metadata_list
+
+
+@contextlib.contextmanager
+def _as_os_error(path: str) -> Iterator[None]:
+    """Beam's file systems wrap causes in BeamIOError; ours raise OSError with the cause named."""
+    from apache_beam.io.filesystem import BeamIOError
+
+    try:
+        yield
+    except BeamIOError as error:
+        details = error.exception_details or {}
+        cause = next((value for value in details.values() if value), error)
+        kind = FileNotFoundError if isinstance(cause, FileNotFoundError) else OSError
+        raise kind(f"{path}: {cause}") from error

@@ -30,10 +30,10 @@ PHOTOS_PER_CLASS = {"train": 50, "test": 12}
 _VERSION = 1  # raise it whenever a change here changes a byte of the drawn data set
 _MARKER = "sample.json"
 _SIZES = (  # width and height of a photo, pixels
-    *((480, 360), (500, 375), (640, 480), (640, 427), (720, 480), (800, 600), (853, 480)),
-    *((1024, 768), (480, 480), (480, 600)),
+    *((480, 360), (500, 375), (600, 480), (640, 427), (640, 480), (720, 480), (800, 600)),
+    *((853, 480), (1024, 768)),
 )
-_AREA = (0.08, 0.70)  # of the photo, that the box of a vehicle covers where its shape allows it
+_AREA = (0.10, 0.70)  # of the photo, that the box of a vehicle covers where its shape allows it
 _GRAYSCALE_EVERY = 60  # photos
 _TURNED = ("train", 10)  # split and number of the photo that is stored on its side
 _ORIENTATION_TAG, _TURNED_RIGHT = 0x0112, 6
@@ -145,7 +145,9 @@ def _draw_photo(kind: Kind, rng: random.Random) -> tuple[Image.Image, tuple[int,
     # Wheels belong in the lower part, where the ground is.
     bottom = rng.randint(max(box_height + 2, int(0.6 * height)), height - 4)
     top = bottom - box_height
-    photo, light = landscape(rng, width, height, bottom, box_height)
+    # Half the size is enough for what lies behind: a camera would leave it out of focus too.
+    scenery, light = landscape(rng, width // 2, height // 2, bottom // 2, box_height // 2)
+    photo = scenery.resize((width, height), Image.Resampling.BILINEAR)
     cast_shadow(photo, left, bottom, box_width, box_height)
     pixels = [(tone, (points - origin) * scale + (left, top)) for tone, points in shapes]
     paint(photo, pixels, rng, light)

@@ -57,7 +57,7 @@ def landscape(
         thing(pen, rng, rng.uniform(0, width), foot, scale * rng.uniform(0.4, 1.1), light)
     if rng.random() < 0.7:
         _road(pen, rng, width, horizon, bottom, scale, light)
-    photo = photo.filter(ImageFilter.BoxBlur(rng.uniform(0.6, 0.004 * width)))
+    photo = photo.filter(ImageFilter.BoxBlur(rng.uniform(0.4, 1.2)))
     return photo, light
 
 

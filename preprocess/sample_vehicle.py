@@ -338,7 +338,7 @@ def _fill_shaded(image: Image.Image, outline: Points, top: Colour, bottom: Colou
 def gradient(width: int, height: int, top: Colour, bottom: Colour) -> Image.Image:
     """Returns an RGB picture that fades from one colour to another."""
     column = np.linspace(top, bottom, height).round().astype(np.uint8)
-    return Image.fromarray(np.repeat(column[:, None], width, axis=1))
+    return Image.fromarray(column[:, None]).resize((width, height), Image.Resampling.NEAREST)
 
 
 def _palette(rng: random.Random, light: float) -> dict[str, tuple[Colour, Colour]]:

@@ -105,6 +105,11 @@ def prepare(photos: list[bytes], options: ImageOptions) -> list[Photo | Rejected
     ]
 
 
+def warm_up(options: ImageOptions) -> None:
+    """Traces the graph, so that no thread waits for another that does."""
+    _encoder(options)
+
+
 def graph(
     photo: tf.Tensor, orientation: tf.Tensor, options: ImageOptions
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -256,20 +261,20 @@ def _encoder(options: ImageOptions) -> Callable[[tf.Tensor, tf.Tensor], tuple]:
     """Returns the graph over a batch; traced once for each set of options."""
 
     @tf.function(
-        input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int32)]
+        autograph=False,  # there is no Python control flow to convert, and converting takes seconds
+        input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int32)],
     )
     def encode(photos: tf.Tensor, orientations: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # One photo after the other: the callers' threads are the parallelism, and memory holds
         # one decoded photo a thread.
-        return tf.map_fn(
-            lambda one: graph(one[0], one[1], options),
-            (photos, orientations),
-            fn_output_signature=(
-                tf.TensorSpec([], tf.string),
-                tf.TensorSpec([6], tf.int32),
-            ),
-            parallel_iterations=1,
-        )
+        # On the CPU, also where there is a GPU: its kernels round differently.
+        with tf.device("/cpu:0"):
+            return tf.map_fn(
+                lambda one: graph(one[0], one[1], options),
+                (photos, orientations),
+                fn_output_signature=(tf.TensorSpec([], tf.string), tf.TensorSpec([6], tf.int32)),
+                parallel_iterations=1,
+            )
 
     return encode.get_concrete_function()
 
@@ -281,7 +286,8 @@ def _prepare_with_pillow(data: bytes, options: ImageOptions) -> Photo | Rejected
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > options.max_pixels:
                 return _too_large(image.height, image.width, options)
-            pixels = _to_rgb(ImageOps.exif_transpose(image))
+            image.load()
+            pixels = _to_rgb(_upright(image))
     except Image.UnidentifiedImageError:
         return Rejected("unreadable", f"not an image: it begins with {data[:16]!r}")
     # Decoders raise whatever their format's parser stumbles over (OSError, SyntaxError,
@@ -295,12 +301,20 @@ def _prepare_with_pillow(data: bytes, options: ImageOptions) -> Photo | Rejected
 
 @functools.cache
 def _pixel_encoder(options: ImageOptions) -> Callable[[tf.Tensor], tuple]:
-    @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
     def encode(image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        content = _content(tf.shape(image)[0], tf.shape(image)[1], options)
-        return _fit_and_encode(image, content, options), content
+        with tf.device("/cpu:0"):
+            content = _content(tf.shape(image)[0], tf.shape(image)[1], options)
+            return _fit_and_encode(image, content, options), content
 
     return encode.get_concrete_function()
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF turns no photo
+        return image
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

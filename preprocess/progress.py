@@ -18,14 +18,13 @@ class Progress:
     """Counts photos done and rejected, from sidecars and from what workers report on the way."""
 
     def __init__(self, work: str, names: list[str], total: int):
-        """Args: the work folder; shards still to be written; photos in them."""  # noqa: D417
+        """Args: the work folder; shards still to be written; photos in them."""
         self._work = work
         self._total = total
         self._waiting = set(names)
         self._done = 0
         self._rejected = 0
         self._started = time.monotonic()
-        self.first_photo_seconds: float | None = None
 
     def line(self) -> str:
         """Returns one line: photos done, rate, time left, rejected so far."""
@@ -57,7 +56,7 @@ class Progress:
 
 @contextlib.contextmanager
 def shown(progress: Progress, stream: TextIO = sys.stderr) -> Iterator[None]:
-    """Shows progress while the block runs: one line that is redrawn on a terminal, else log lines."""
+    """Shows progress while the block runs: a line redrawn on a terminal, log lines elsewhere."""
     terminal = stream.isatty()
     stop = threading.Event()
 

@@ -63,7 +63,7 @@ class Output:
     def work(self) -> str:
         """Plans, partial files and results. Its name keeps workers of a killed job, which may
         live on for a while, from putting their files into the next one.
-        """  # noqa: D205, D209
+        """  # noqa: D205
         return f"{self.incomplete}/work-{self.fingerprint[:12]}"
 
     @property
@@ -87,18 +87,28 @@ def fingerprint(parameters: dict[str, Any], stamp: str) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def require_absent(path: str, overwrite: bool) -> None:
-    """Refuses to touch an output that exists.
+def require_free(output: Output, overwrite: bool) -> None:
+    """Refuses to touch an output that exists, or that is no data set.
 
     Raises:
-        UserError: there is an output, and no `overwrite`.
+        UserError: there is an output, and no `overwrite`; or something else is there.
     """
-    if overwrite or _is_absent(path):
+    present = _present(output.path)
+    if not present:
         return
-    raise UserError(
-        f"--output={path} exists. Pass --overwrite to replace it once the new one is complete,"
-        " or name another folder."
-    )
+    if manifest.FILE_NAME not in present:
+        # A bucket's publishing that was stopped halfway has moved some of this job's shards.
+        if storage.is_remote(output.path) and _read_state(output) == output.fingerprint:
+            return
+        raise UserError(
+            f"--output={output.path} exists and is no data set: it holds {sorted(present)[0]!r}"
+            f" and no {manifest.FILE_NAME}. Nothing is replaced there; name another folder."
+        )
+    if not overwrite:
+        raise UserError(
+            f"--output={output.path} exists. Pass --overwrite to replace it once the new one is"
+            " complete, or name another folder."
+        )
 
 
 @contextlib.contextmanager
@@ -116,6 +126,8 @@ def locked(output: Output) -> Iterator[None]:
         _heal(output)
         yield
     finally:
+        with contextlib.suppress(OSError):  # it holds something: the job can go on from there
+            os.rmdir(output.incomplete)
         os.close(descriptor)
 
 
@@ -170,7 +182,7 @@ def results(output: Output, names: list[str]) -> Iterator[Result]:
     """
     for name in names:
         try:
-            yield Result.from_json(storage.read(f"{output.work}/done/{name}"))
+            yield Result.from_json(storage.read(f"{output.work}/done/{name}").decode())
         except FileNotFoundError:
             raise UserError(
                 f"{name} was not written, and the runner gave no error. Do workers see"
@@ -284,7 +296,7 @@ def publish(output: Output, contents: manifest.Manifest, overwrite: bool) -> Non
         storage.delete(f"{output.data}/{name}")
     storage.write(f"{output.data}/{manifest.FILE_NAME}", contents.to_json().encode())
     if storage.is_remote(output.path):
-        _move_files(output, sorted(wanted))
+        _move_files(output, sorted(wanted), overwrite)
     else:
         _move_folder(output, overwrite)
     clean_up(output)
@@ -307,12 +319,13 @@ def clean_up(output: Output) -> None:
 _WORK_FOLDERS = ("plan", "partial", "progress", "done")
 
 
-def _is_absent(path: str) -> bool:
+def _present(path: str) -> set[str]:
+    """Returns the names of what stands in an output, or its own if it is no folder."""
     if storage.is_remote(path):
-        return not storage.sizes(path)
-    if os.path.isdir(path) and not os.path.islink(path):
-        return not os.listdir(path)  # a rename replaces an empty folder
-    return not os.path.lexists(path)
+        return set(storage.sizes(path))
+    if os.path.isdir(path):
+        return set(os.listdir(path))  # a rename replaces an empty folder
+    return {os.path.basename(path)} if os.path.lexists(path) else set()
 
 
 def _lock(folder: str) -> int:
@@ -367,7 +380,7 @@ def _clear(output: Output) -> None:
 def _is_whole(output: Output, name: str) -> bool:
     """Whether a shard is what its sidecar says, to the byte."""
     try:
-        result = Result.from_json(storage.read(f"{output.work}/done/{name}"))
+        result = Result.from_json(storage.read(f"{output.work}/done/{name}").decode())
     except (OSError, ValueError, TypeError):
         return False
     # Publishing to a bucket that was stopped halfway has moved some shards already.
@@ -380,11 +393,10 @@ def _is_whole(output: Output, name: str) -> bool:
 
 def _move_folder(output: Output, overwrite: bool) -> None:
     _sync_folder(output.data)
-    if overwrite and not _is_absent(output.path):
-        os.rename(output.path, output.replaced)
-    else:
-        require_absent(output.path, overwrite)
+    require_free(output, overwrite)  # it may have come to be while this job ran
     try:
+        if _present(output.path):
+            os.rename(output.path, output.replaced)
         os.rename(output.data, output.path)
     except OSError as error:
         _heal(output)
@@ -394,19 +406,18 @@ def _move_folder(output: Output, overwrite: bool) -> None:
         ) from None
 
 
-def _move_files(output: Output, names: list[str]) -> None:
+def _move_files(output: Output, names: list[str], overwrite: bool) -> None:
     """The rename of a bucket: without a manifest readers see no data set, so it goes first and
     comes last.
-    """  # noqa: D205, D209
+    """  # noqa: D205
+    require_free(output, overwrite)
     waiting = storage.sizes(output.data)
-    present = storage.sizes(output.path)
-    if manifest.FILE_NAME in present:
-        storage.delete(f"{output.path}/{manifest.FILE_NAME}")
+    for name in sorted(_present(output.path), key=lambda name: name != manifest.FILE_NAME):
+        if name in waiting or name not in names:
+            storage.delete(f"{output.path}/{name}")
     for name in names:
         if name in waiting:
             storage.rename(f"{output.data}/{name}", f"{output.path}/{name}")
-    for name in sorted(present.keys() - set(names) - {manifest.FILE_NAME}):
-        storage.delete(f"{output.path}/{name}")
     storage.rename(f"{output.data}/{manifest.FILE_NAME}", f"{output.path}/{manifest.FILE_NAME}")
 
 

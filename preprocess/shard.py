@@ -91,12 +91,12 @@ class Result:
     heights: Counter[int] = field(default_factory=Counter)
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
-    def to_json(self) -> bytes:
+    def to_json(self) -> str:
         """Returns the text of the sidecar."""
-        return json.dumps(self.__dict__, sort_keys=True, ensure_ascii=False).encode()
+        return json.dumps(self.__dict__, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: bytes) -> "Result":
+    def from_json(cls, text: str) -> "Result":
         """Parses a sidecar."""
         result = cls(**json.loads(text))
         for name in ("class_counts", "widths", "heights"):
@@ -113,6 +113,7 @@ class ShardWriter:
     """Makes shards, one after the other, in one thread of a worker."""
 
     def __init__(self, job: Job):
+        image.warm_up(job.options)
         self._job = job
         self._pool = _pool()
         self._limit = 2 * _num_threads() + 1
@@ -131,10 +132,11 @@ class ShardWriter:
             ShardFailed: a shard cannot be written, or the source cannot be read.
         """
         finished: list[Result] = []
+        with self._failing(name):
+            plan = read_plan(f"{self._job.work}/plan/{name}")
         shard = _OpenShard(self._job, name)
-        for rows in _chunks(read_plan(f"{self._job.work}/plan/{name}")):
-            while len(self._queue) >= self._limit:
-                self._take(finished)
+        for rows in _chunks(plan):
+            self._shrink(self._limit - 1, finished)
             self._queue.append((shard, self._pool.submit(_process, self._job, rows)))
         self._queue.append((shard, None))
         return finished
@@ -142,34 +144,34 @@ class ShardWriter:
     def finish(self) -> list[Result]:
         """Waits for what is queued; returns the shards that were finished."""
         finished: list[Result] = []
-        while self._queue:
-            self._take(finished)
+        self._shrink(0, finished)
         return finished
 
-    def abandon(self) -> None:
-        """Drops what is queued, and its partial files."""
-        for shard, future in self._queue:
-            if future:
-                future.cancel()
-            shard.abandon()
-        self._queue.clear()
+    def _shrink(self, length: int, finished: list[Result]) -> None:
+        while len(self._queue) > length:
+            shard, future = self._queue[0]
+            with self._failing(shard.name):
+                if future:
+                    shard.write(future.result())
+                else:
+                    finished.append(shard.close())
+            self._queue.popleft()
 
-    def _take(self, finished: list[Result]) -> None:
-        shard, future = self._queue.popleft()
+    @contextlib.contextmanager
+    def _failing(self, name: str) -> Iterator[None]:
+        """Drops the queue and its partial files when something fails; names the shard."""
         try:
-            if future:
-                shard.write(future.result())
-            else:
-                finished.append(shard.close())
-        except OSError as error:
-            shard.abandon()
-            self.abandon()
-            reason = error.strerror or str(error)
-            raise ShardFailed(f"{shard.name}: {reason} ({error.filename or shard.path})") from error
-        except BaseException:
-            shard.abandon()
-            self.abandon()
-            raise
+            yield
+        except BaseException as error:
+            for shard, future in self._queue:
+                if future:
+                    future.cancel()
+                shard.abandon()
+            self._queue.clear()
+            if not isinstance(error, OSError):
+                raise
+            where = f" ({error.filename})" if error.filename else ""
+            raise ShardFailed(f"{name}: {error.strerror or error}{where}") from error
 
 
 class _Row(NamedTuple):
@@ -206,6 +208,7 @@ class _OpenShard:
         self.path = f"{job.work}/partial/{name}.{os.urandom(8).hex()}"
         self._job = job
         self._file: BinaryIO | None = None
+        self._opened = contextlib.ExitStack()
         self._sha256 = hashlib.sha256()
         self._result = Result(name)
         self._written: list[_Written] = []
@@ -213,8 +216,7 @@ class _OpenShard:
 
     def write(self, chunk: "_Chunk") -> None:
         if self._file is None:
-            self._open = storage.create(self.path)
-            self._file = self._open.__enter__()
+            self._file = self._opened.enter_context(storage.create(self.path))
         self._file.write(chunk.framed)
         self._sha256.update(chunk.framed)
         self._result.bytes += len(chunk.framed)
@@ -225,22 +227,20 @@ class _OpenShard:
     def close(self) -> Result:
         if self._file is None:
             self.write(_Chunk(b"", [], []))
-        self._open.__exit__(None, None, None)
+        self._opened.close()
         result = self._result
         result.num_examples = len(self._written)
         result.sha256 = self._sha256.hexdigest()
         _add_statistics(result, self._written)
         # The shard first: a sidecar without its shard would be a promise that nobody keeps.
         storage.rename(self.path, f"{self._job.data}/{self.name}")
-        storage.write(f"{self._job.work}/done/{self.name}", result.to_json())
+        storage.write(f"{self._job.work}/done/{self.name}", result.to_json().encode())
         return result
 
     def abandon(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(Exception):
-                self._file.close()
-            with contextlib.suppress(Exception):
-                storage.delete(self.path)
+        for undo in (self._opened.close, lambda: storage.delete(self.path)):
+            with contextlib.suppress(Exception):  # the first error is the one to report
+                undo()
 
     def _report(self) -> None:
         now = time.monotonic()
@@ -294,8 +294,10 @@ def _process(job: Job, rows: list[_Row]) -> _Chunk:
     )
     framed, written, rejected = [], [], []
     for row, photo in zip(rows, photos, strict=True):
-        result = next(prepared) if isinstance(photo, bytes) else photo
         try:
+            if isinstance(photo, image.Rejected):
+                raise photo
+            result = next(prepared)
             if isinstance(result, image.Rejected):
                 raise result
             record, facts = _record(job, row, photo, result)

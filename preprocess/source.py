@@ -50,6 +50,7 @@ REJECTED = pa.schema(
 _COLUMNS = "filename, xmin, ymin, xmax, ymax, class"
 _CHUNK_ROWS = 1 << 16
 _MAX_CSV_BYTES = 1 << 30
+_UNSAFE_NAME = r"(?s)^/|\\|\x00|^[A-Za-z]:|(^|/)\.\.?(/|$)"
 _PHOTO_NAME = r"(?i)\.(jpe?g|jpe|jfif|png|gif|bmp|webp|tiff?)$"
 # Characters that one file system or another refuses in a name.
 _REFUSED_CHARACTERS = '/\\:*?"<>|'
@@ -197,7 +198,7 @@ def parse_annotations(stream: BinaryIO, file: str, num_classes: int) -> tuple[pa
 
     Returns:
         The good rows (`ROWS`, in file order) and the others (`REJECTED`: `bad_row`,
-        `unknown_class`, `box_inverted`).
+        `unknown_class`).
     """
     good, bad = [], []
     lines = _numbered_lines(stream)
@@ -266,7 +267,7 @@ def relative_paths(paths: pa.LargeStringArray) -> pa.LargeStringArray:
     return pc.replace_substring_regex(paths, r"(?s)^.*/([^/]+/[^/]+/[^/]+)$", r"\1")
 
 
-class _BadRow(ValueError):
+class _BadRow(ValueError):  # noqa: N818 - said of the row, not of this code
     def __init__(self, reason: str, photo: str, detail: str):
         super().__init__(detail)
         self.reason = reason
@@ -331,51 +332,50 @@ class _Photos:
         here: np.ndarray,
     ) -> tuple[np.ndarray, pa.Table]:
         """Returns which rows can be used, and the others with their reasons."""
-        name = rows["name"]
-        unsafe = _filled(
-            pc.match_substring_regex(name, r"(?s)^/|\\|\x00|^[A-Za-z]:|(^|/)\.\.?(/|$)").cast(
-                "int32"
-            )
-        ).astype(bool)
+        unsafe = _filled(pc.match_substring_regex(rows["name"], _UNSAFE_NAME).cast("int8")) > 0
+        xmin, ymin, xmax, ymax = (
+            rows[side].to_numpy() for side in ("xmin", "ymin", "xmax", "ymax")
+        )
+        inverted = ~((xmin < xmax) & (ymin < ymax))
         found = (position >= 0) & ~unsafe
         refused = found & np.isin(position, list(self._listing.refused))
-        first_of = _first_rows_of(position, found & ~refused, rows["row"].to_numpy())
-        duplicate = first_of > 0
-        missing = ~found & ~unsafe
-        by_name = _filled(pc.index_in(name, value_set=file_names))
-        astray = missing & (by_name >= 0)
+        alone = found & ~refused & ~inverted
+        first_of = _first_rows_of(position, alone, rows["row"].to_numpy())
+        by_name = _filled(pc.index_in(rows["name"], value_set=file_names))
 
-        def detail(i: int) -> tuple[str, str]:
+        def why(i: int, row: dict) -> tuple[str, str, str]:
+            """Returns the photo's path as far as it is known, reason and detail."""
+            label, box = row["label"], (row["xmin"], row["ymin"], row["xmax"], row["ymax"])
+            wanted = f"{self._class_names[label - 1]!r}, class {label}"
+            path = f"{split}/{self._class_names[label - 1]}/{row['name']}"
             if unsafe[i]:
-                return "unsafe_path", "the file name leads out of its class folder"
+                return row["name"], "unsafe_path", "the file name leads out of its class folder"
+            if found[i]:
+                path = self._path(position[i])
             if refused[i]:
-                return "unsafe_path", self._listing.refused[int(position[i])]
-            if duplicate[i]:
-                return "duplicate", f"row {first_of[i]} has a box for this photo already"
-            label = rows["label"][i].as_py()
-            wanted = f"class {label} ({self._class_names[label - 1]})"
-            if astray[i]:
-                other = self._listing.path[int(self._position[here[by_name[i]]])].as_py()
-                return "wrong_folder", f"the row says {wanted}; the photo is {other}"
-            return "missing_photo", f"not found in the {split} folder of {wanted}"
+                return path, "unsafe_path", self._listing.refused[int(position[i])]
+            if inverted[i]:
+                numbers = ", ".join(f"{value:g}" for value in box)
+                return path, "box_inverted", f"box ({numbers}): xmin < xmax, ymin < ymax must hold"
+            if first_of[i]:
+                return path, "duplicate", f"row {first_of[i]} has a box for this photo already"
+            if by_name[i] >= 0:
+                other = self._path(self._position[here[by_name[i]]])
+                return path, "wrong_folder", f"the row says {wanted}, the photo is at {other}"
+            return path, "missing_photo", f"no such file in a {split} folder of {wanted}"
 
-        bad = np.flatnonzero(unsafe | refused | duplicate | missing)
-        tables = []
+        keep = alone & (first_of == 0)
+        tables = [REJECTED.empty_table()]
+        bad = np.flatnonzero(~keep)
         for start in range(0, len(bad), _CHUNK_ROWS):
             chunk = bad[start : start + _CHUNK_ROWS]
-            some = rows.take(pa.array(chunk))
-            values = zip(
-                some["file"].to_pylist(), some["row"].to_pylist(), some["name"].to_pylist(),
-                (detail(int(i)) for i in chunk), strict=True,
-            )  # fmt: skip
-            tables.append(
-                _table(
-                    [(csv_file, row, photo, *why) for csv_file, row, photo, why in values], REJECTED
-                )
-            )
-        keep = np.ones(len(rows), bool)
-        keep[bad] = False
-        return keep, pa.concat_tables([REJECTED.empty_table(), *tables])
+            some = zip(chunk, rows.take(pa.array(chunk)).to_pylist(), strict=True)
+            values = [(row["file"], row["row"], *why(int(i), row)) for i, row in some]
+            tables.append(_table(values, REJECTED))
+        return keep, pa.concat_tables(tables)
+
+    def _path(self, position: int) -> str:
+        return "/".join(self._listing.path[int(position)].as_py().split("/")[-3:])
 
     def stamp(self) -> bytes:
         """Returns a hash of what changes with the photos' bytes, in order of path."""
@@ -411,12 +411,6 @@ def _parse_row(line: str, num_classes: int) -> tuple:
         raise _BadRow(
             "unknown_class", photo,
             f"class {fields[5].strip()} is not in {NAMES}, which has 1 to {num_classes}",
-        )  # fmt: skip
-    if not (box[0] < box[2] and box[1] < box[3]):
-        raise _BadRow(
-            "box_inverted", photo,
-            f"box ({', '.join(f'{value:g}' for value in box)}):"
-            " xmin < xmax and ymin < ymax must hold",
         )  # fmt: skip
     return (photo, *box, int(label))
 

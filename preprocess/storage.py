@@ -34,6 +34,9 @@ MAX_PHOTO_BYTES = 128 << 20  # a file larger than this is no photo; it is refuse
 # Left behind by file managers and version control: never part of a data set.
 _JUNK = re.compile(r"(^|/)(\.[^/]*|__MACOSX|Thumbs\.db|desktop\.ini)(/|$)")
 
+# Whether a zip member's name needs a closer look: most do not, and there may be millions.
+_UNUSUAL = re.compile(r"^/|^[A-Za-z]:|/$|(^|/)[._Td]|\\|[^\x20-\x7e]")
+
 
 class Entry(NamedTuple):
     """One file of a source.
@@ -196,11 +199,13 @@ class Zip:
         rows = []
         refused: dict[str, str] = {}
         notes: list[str] = []
-        for info in members.values():
-            path = _member_path(info)
-            if info.is_dir() or path.endswith("/") or _JUNK.search(path):
-                continue
-            why = _why_unsafe(path)
+        for path, info in members.items():
+            why = ""
+            if _UNUSUAL.search(path):
+                path = _member_path(info)
+                if path.endswith("/") or _JUNK.search(path):
+                    continue
+                why = _why_unsafe(path)
             if stat.S_ISLNK(info.external_attr >> 16):
                 why = "a symbolic link"
             if why:
@@ -397,12 +402,9 @@ def _listing(
     numbers = numbers[order.to_numpy()]
     path = path.take(order)
     positions = pc.index_in(pa.array(list(refused), pa.large_string()), value_set=path)
-    return Listing(
-        path,
-        *(np.ascontiguousarray(numbers[:, column]) for column in range(4)),
-        refused=dict(zip(positions.to_pylist(), refused.values(), strict=True)),
-        notes=sorted(notes),
-    )
+    size, offset, stored, stamp = (np.ascontiguousarray(column) for column in numbers.T)
+    refused_at = dict(zip(positions.to_pylist(), refused.values(), strict=True))
+    return Listing(path, size, offset, stored, stamp, refused_at, sorted(notes))
 
 
 def _member_path(info: zipfile.ZipInfo) -> str:

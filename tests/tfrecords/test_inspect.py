@@ -10,6 +10,7 @@ from tests.tfrecords import datasets
 from tfrecords import example, inspect, manifest
 
 SHARD = "train-00001-of-00002.tfrecord"  # records 4, 5 and 6
+SIZE = f"{datasets.HEIGHT} x {datasets.WIDTH}"
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_a_sound_data_set_has_no_problems_and_no_warnings(directory):
 
 def test_the_summary_tells_what_is_there(directory):
     text = inspect.summary(manifest.read(str(directory)), "data/x")
-    assert text.startswith("data/x: tiny, 3 classes, jpeg 24 x 32 (height x width), quality 95")
+    assert text.startswith(f"data/x: tiny, 3 classes, jpeg {SIZE} (height x width), quality 95")
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}
     assert rows["train"][:2] == ["7", "2"]
     assert rows["train"][3:] == ["2", "2", "3"]
@@ -127,7 +128,7 @@ def test_a_shard_that_nobody_names(directory):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"encoded": datasets.jpeg(1, 8, 16)}, "its photo is 8 x 16 x 3, not 24 x 32 x 3"),
+        ({"encoded": datasets.jpeg(1, 8, 16)}, f"its photo is 8 x 16 x 3, not {SIZE} x 3"),
         (
             {"encoded": datasets.jpeg(1)[:200]},
             "record 2: jpeg::Uncompress failed. Invalid JPEG data",
@@ -139,7 +140,7 @@ def test_a_shard_that_nobody_names(directory):
         ({"bbox": (0.5, 0.1, 0.4, 0.9)}, "box (0.5, 0.1, 0.4, 0.9) is not within the photo"),
         ({"bbox": (0.5, 0.1, 0.6, 1.5)}, "box (0.5, 0.1, 0.6, 1.5) is not within the photo"),
         ({"bbox": (float("nan"), 0.1, 0.6, 0.9)}, "box (nan, 0.1, 0.6, 0.9)"),
-        ({"height": 25}, "says 25 x 32, not 24 x 32"),
+        ({"height": 25}, f"says 25 x {datasets.WIDTH}, not {SIZE}"),
         ({"original_width": 0}, "original size 480 x 0"),
         ({"sha256": "abc"}, "sha256 'abc' is not a digest"),
     ],
@@ -164,7 +165,7 @@ def test_a_grayscale_photo(tmp_path):
     out = io.BytesIO()
     Image.open(io.BytesIO(datasets.jpeg(1))).convert("L").save(out, "JPEG")
     datasets.write(str(tmp_path), {"train": [[datasets.record(1, encoded=out.getvalue())]]})
-    assert "24 x 32 x 1, not 24 x 32 x 3" in problems(tmp_path)[0]
+    assert f"{SIZE} x 1, not {SIZE} x 3" in problems(tmp_path)[0]
 
 
 def test_faults_beyond_the_first_chunk_keep_their_number(tmp_path, monkeypatch):

@@ -22,6 +22,8 @@ class Model:
     Attributes:
         alpha: width of MobileNetV2; ImageNet weights exist for 1.0 (and others of Keras).
         downscale: average-pool the photo by this factor first (1, 2, 4): for quick tries.
+        stride: pixels of the (downscaled) photo to a cell of the feature map: 32 for the whole
+            backbone, 16 to end it where its last stage begins.
         head: where the box is read from. `pooled`: from the pooled features, as the notebook's.
             `spatial`: from the feature map, whose cells know where they are.
         filters: of the 1x1 convolution before the heads.
@@ -34,6 +36,7 @@ class Model:
 
     alpha: float = 1.0
     downscale: int = 1
+    stride: int = 32
     head: str = "spatial"
     filters: int = 256
     dropout: float = 0.2
@@ -144,9 +147,10 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
+_CHOICES: dict[str, tuple[Any, ...]] = {
     "jit": ("auto", "on", "off"),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
+    "model.stride": (16, 32),
     "model.head": ("pooled", "spatial"),
     "model.batch_norm": ("local", "synchronized", "frozen"),
     "loss.box_reduction": ("mean", "sum"),
@@ -274,7 +278,7 @@ def check(config: Config) -> None:
     values = flatten(config)
     for key, choices in _CHOICES.items():
         if values[key] not in choices:
-            raise UserError(f"{key} is {values[key]!r}; it must be one of {', '.join(choices)}.")
+            raise UserError(f"{key} is {values[key]!r}; it must be one of {', '.join(map(str, choices))}.")
     for key, (low, high) in _LIMITS.items():
         if not low <= values[key] <= high:
             raise UserError(f"{key} is {values[key]}; it must be between {low:g} and {high:g}.")

@@ -7,6 +7,7 @@ folder of photos with both boxes and both names into the run folder.
 """
 
 import argparse
+import dataclasses
 import os
 import shutil
 
@@ -43,12 +44,10 @@ def main(argv: list[str] | None = None) -> None:
     values = state.create(devices, network, config)
     path = best_checkpoint(flags.run)
     checkpoint.restore(values, path)
-    print(f"evaluating {path} on the {flags.split} split of {directory}")
-    source = inputs.open_source(
-        reader.Records(directory, flags.split), data.height, data.width, cache="none"
-    )
+    print(f"evaluating {path}")
+    source = open_split(directory, flags.split, data)
     job = loop.Job(devices, network, values, config, source, None, flags.run, loop.Options())
-    report(job, loop.make_evaluate(job)(source), directory, flags.split, data.class_names)
+    report(job, dataclasses.replace(data, path=directory), flags.split)
 
 
 def best_checkpoint(run: str) -> str:
@@ -79,15 +78,25 @@ def check_same_shape(info: manifest.Manifest, data: folder.Data, directory: str)
         raise UserError(f"the classes of {directory} are not those that the run was trained on.")
 
 
-def report(
-    job: loop.Job, found: Record, directory: str, split: str, class_names: list[str]
-) -> None:
-    """Prints the metrics, and writes them and pictures into the run folder."""
+def open_split(directory: str, split: str, data: folder.Data) -> inputs.Source:
+    """Returns the source of a split's examples."""
+    records = reader.Records(directory, split)
+    return inputs.open_source(records, data.height, data.width, cache="none")
+
+
+def report(job: loop.Job, data: folder.Data, split: str) -> None:
+    """Evaluates a split; prints the metrics, and writes them and pictures into the run folder.
+
+    All workers take part in the evaluation; the chief reports.
+    """
+    found = loop.make_evaluate(job)(open_split(data.path, split, data))
+    if not job.options.chief:
+        return
     path = folder.write_json(job.folder, f"evaluation-{split}.json", found)
     state.copy_to_model(job.state, job.model)
     where = os.path.join(job.folder, f"pictures-{split}")
-    draw(job.model, directory, split, class_names, where)
-    print(summary(found))
+    draw(job.model, data, split, where)
+    print(f"{split} split of {data.path}: {summary(found)}")
     print(f"metrics: {path}\npictures: {where}{os.sep}")
 
 
@@ -103,21 +112,16 @@ def summary(found: Record) -> str:
     return "\n".join(lines)
 
 
-def draw(
-    network: keras.Model, directory: str, split: str, class_names: list[str], where: str
-) -> list[Image.Image]:
+def draw(network: keras.Model, data: folder.Data, split: str, where: str) -> None:
     """Draws true and predicted boxes and names on photos spread over a split.
 
     Args:
         network: with its values.
-        directory, split: of the photos.
-        class_names: label = index + 1.
-        where: folder for the pictures; replaced when it exists.
-
-    Returns:
-        The pictures, also written as `NUMBER-NAME.jpg`, and all on one sheet, `sheet.jpg`.
+        data, split: of the photos.
+        where: folder for the pictures, replaced when it exists: one for each photo, and
+            `sheet.jpg` with all of them.
     """
-    records = reader.Records(directory, split)
+    records = reader.Records(data.path, split)
     chosen = np.unique(np.linspace(0, len(records) - 1, _PICTURES).astype(int))
     shutil.rmtree(where, ignore_errors=True)
     os.makedirs(where)
@@ -131,13 +135,12 @@ def draw(
         picture = pictures.draw_boxes(
             _as_seen(pixels.numpy(), fields),
             (fields["bbox"].numpy(), fields["text"].numpy().decode()),
-            (outputs["bbox"][0].numpy(), class_names[guess], float(chances[guess])),
+            (outputs["bbox"][0].numpy(), data.class_names[guess], float(chances[guess])),
         )
         name = os.path.basename(fields["filename"].numpy().decode())
         picture.save(os.path.join(where, f"{number:02}-{name}"), quality=90)
         drawn.append(picture)
     pictures.gallery(drawn, columns=4).save(os.path.join(where, "sheet.jpg"), quality=85)
-    return drawn
 
 
 def _as_seen(pixels: np.ndarray, fields: dict[str, tf.Tensor]) -> Image.Image:

@@ -99,6 +99,8 @@ def train(job: Job) -> list[Record]:
         UserError: the loss became infinite or not a number, or all checkpoints are damaged.
     """
     step = checkpoint.restore_newest(job.state, os.path.join(job.folder, LAST))
+    if step:
+        print(f"resuming at step {step} of {job.config.epochs * job.steps_per_epoch}", flush=True)
     history = History(job.folder, step // job.steps_per_epoch, writes=job.options.chief)
     run_steps, evaluate = make_run_steps(job), make_evaluate(job)
     batches = inputs.training_batches(

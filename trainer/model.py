@@ -43,6 +43,7 @@ def build(
             pixels = keras.layers.AveragePooling2D(config.model.downscale)(pixels)
         pixels = keras.layers.Rescaling(1 / 127.5, offset=-1)(pixels)
         backbone = _backbone(config, tuple(pixels.shape[1:]), fresh)
+        backbone = _cut(backbone, config.model.stride)
         bbox, logits = _heads(config, backbone(pixels), classes)
         model = keras.Model(image, {"bbox": bbox, "logits": logits}, name="carbox")
         _set_batch_norm([*model.layers, *backbone.layers], config)
@@ -66,6 +67,13 @@ def _backbone(config: Config, shape: tuple[int, int, int], fresh: bool) -> keras
     elif config.weights != "none":
         _load_file(backbone, config.weights)
     return backbone
+
+
+def _cut(backbone: keras.Model, stride: int) -> keras.Model:
+    if stride == 32:
+        return backbone
+    features = backbone.get_layer("block_13_expand_relu").output
+    return keras.Model(backbone.input, features, name="backbone")
 
 
 def _set_batch_norm(layers: list[keras.Layer], config: Config) -> None:

@@ -55,7 +55,11 @@ def make_train_step(
             values["weights"], values["statistics"], values["loss_scale"], batch, seed, replicas
         )
         if replicas > 1:
-            local = context.all_reduce(tf.distribute.ReduceOp.SUM, local)
+            # One call for each type: a call packs its tensors into one message.
+            gradient, statistics, sums = local
+            add = tf.distribute.ReduceOp.SUM
+            gradient, statistics = context.all_reduce(add, [gradient, statistics])
+            local = gradient, statistics, context.all_reduce(add, sums)
         for name, value in update(values, *local).items():
             getattr(state, name).assign(value)
 

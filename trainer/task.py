@@ -181,20 +181,13 @@ def make_options(flags: argparse.Namespace, run: str, *, chief: bool) -> loop.Op
 
 def finish(job: loop.Job, records: list[Record], info: manifest.Manifest) -> None:
     """Evaluates the best epoch on the test split, draws, and says where everything is."""
-    if not job.options.chief:
-        return
-    data = folder.read(job.folder)[1]
-    curves = os.path.join(job.folder, "curves.png")
-    pictures.curves(records, curves)
     checkpoint.restore(job.state, evaluate.best_checkpoint(job.folder))
+    if job.options.chief:
+        pictures.curves(records, os.path.join(job.folder, "curves.png"))
     split = "test" if "test" in info.splits else "validation"
     if split in info.splits:
-        source = inputs.open_source(
-            reader.Records(data.path, split), data.height, data.width, cache="none"
-        )
-        found = loop.make_evaluate(job)(source)
-        evaluate.report(job, found, data.path, split, data.class_names)
-    print(f"curves: {curves}\nrun: {job.folder}{os.sep}")
+        evaluate.report(job, folder.read(job.folder)[1], split)
+    print(f"curves: {os.path.join(job.folder, 'curves.png')}\nrun: {job.folder}{os.sep}")
 
 
 def _source(flags: argparse.Namespace, data: folder.Data, split: str) -> inputs.Source:

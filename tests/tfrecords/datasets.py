@@ -9,7 +9,7 @@ from PIL import Image
 
 from tfrecords import example, manifest
 
-HEIGHT, WIDTH = 24, 32
+HEIGHT, WIDTH = 32, 48
 CLASS_NAMES = ["Audi TTS Coupe 2012", "Ram C/V Cargo Van Minivan 2012", "Citroën 2CV 1970"]
 
 

@@ -1,0 +1,32 @@
+# The two commands of a fresh clone: `make run` and `make test`. Both install into .venv first.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: run test check test-slow clean
+
+run: .venv/installed
+	$(BIN)/python -m preprocess.run --runner=DirectRunner --overwrite
+	$(BIN)/python -m tfrecords.inspect data/tfrecords --verify
+	$(BIN)/python -m trainer.task --strategy=mirrored
+
+test: .venv/installed
+	$(BIN)/python -m pytest -q
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -q -m slow --timeout=3600
+
+# The lock pins what was tested; pip checks that it satisfies pyproject.toml.
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/pip check
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

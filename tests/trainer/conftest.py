@@ -1,0 +1,36 @@
+import pytest
+import tensorflow as tf
+
+from tests.tfrecords import datasets
+from tfrecords import reader
+from trainer import input as inputs
+
+# Logical devices must be set before TensorFlow touches any: two, for the two-replica tests.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> str:
+    """A data set of 22 + 5 + 7 records: no split can be shared evenly."""
+    directory = str(tmp_path_factory.mktemp("data"))
+    train = datasets.records(0, 22)
+    splits = {
+        "train": [train[:9], train[9:]],
+        "validation": [datasets.records(30, 5)],
+        "test": [datasets.records(40, 7)],
+    }
+    datasets.write(directory, splits)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def source(data):
+    """Opens a split of it."""
+
+    def open_split(split: str, cache: str = "none") -> inputs.Source:
+        records = reader.Records(data, split)
+        return inputs.open_source(records, datasets.HEIGHT, datasets.WIDTH, cache)
+
+    return open_split

@@ -1,0 +1,192 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tfrecords import datasets
+from tfrecords.errors import UserError
+from trainer import input as inputs
+from trainer.config import Augment, Config
+
+PLAIN = Augment(flip=False, crop=0.0, colour=0.0)
+CONFIG = Config(batch_size=4, seed=7, augment=PLAIN)
+
+
+def one_device() -> tf.distribute.Strategy:
+    return tf.distribute.OneDeviceStrategy("/cpu:0")
+
+
+def two_replicas() -> tf.distribute.Strategy:
+    return tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
+
+
+def batches(strategy, source, config, start, stop, steps_per_call=1) -> list[dict]:
+    """Returns the global batches, replicas joined, one dict a step."""
+    found = []
+    for group in inputs.training_batches(strategy, source, config, start, stop, steps_per_call):
+        parts = {
+            k: [p.numpy() for p in strategy.experimental_local_results(v)] for k, v in group.items()
+        }
+        joined = {k: np.concatenate(v, axis=1) for k, v in parts.items()}
+        found += [{k: v[i] for k, v in joined.items()} for i in range(len(joined["label"]))]
+    return found
+
+
+def assert_same(a: list[dict], b: list[dict]) -> None:
+    assert len(a) == len(b)
+    for left, right in zip(a, b, strict=True):
+        for name in left:
+            np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def test_each_epoch_is_another_permutation():
+    config = Config(batch_size=5, seed=3)
+    positions = tf.range(4 * 20, dtype=tf.int64)
+    epochs = inputs.numbers(config, 20, positions).numpy().reshape(4, 20)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(20))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+@given(size=st.integers(1, 400), batch=st.integers(1, 50), seed=st.integers(0, 2**31))
+@settings(deadline=None, max_examples=40)
+def test_no_example_comes_twice_in_an_epoch_however_uneven(size, batch, seed):
+    batch = min(batch, size)
+    length = size // batch * batch
+    config = Config(batch_size=batch, seed=seed)
+    found = inputs.numbers(config, size, tf.range(length, 2 * length, dtype=tf.int64)).numpy()
+    assert len(set(found)) == length
+    assert found.min() >= 0
+    assert found.max() < size
+
+
+def test_without_shuffle_the_stored_order_comes_again_each_epoch():
+    config = Config(batch_size=3, shuffle=False)
+    found = inputs.numbers(config, 7, tf.range(12, dtype=tf.int64)).numpy()
+    assert list(found) == [0, 1, 2, 3, 4, 5] * 2
+
+
+def test_another_seed_gives_another_order():
+    positions = tf.range(20, dtype=tf.int64)
+    first = inputs.numbers(Config(batch_size=5, seed=1), 20, positions)
+    second = inputs.numbers(Config(batch_size=5, seed=2), 20, positions)
+    assert list(first.numpy()) != list(second.numpy())
+
+
+def test_any_step_can_be_the_first(source):
+    config = dataclasses.replace(CONFIG, augment=Augment(crop=0.5, colour=0.3))
+    everything = batches(one_device(), source("train"), config, 0, 13)
+    assert_same(everything[6:], batches(one_device(), source("train"), config, 6, 13))
+
+
+def test_two_replicas_share_the_batches_that_one_device_has(source):
+    config = dataclasses.replace(CONFIG, augment=Augment(crop=0.5, colour=0.3))
+    one = batches(one_device(), source("train"), config, 0, 6)
+    assert_same(one, batches(two_replicas(), source("train"), config, 0, 6))
+
+
+def test_groups_hold_the_same_batches_and_end_with_the_epoch(source):
+    one = batches(one_device(), source("train"), CONFIG, 2, 12)
+    assert_same(one, batches(one_device(), source("train"), CONFIG, 2, 12, steps_per_call=3))
+    groups = inputs.training_batches(one_device(), source("train"), CONFIG, 2, 12, 3)
+    # 22 examples in batches of 4 are 5 steps an epoch.
+    assert [int(group["label"].shape[0]) for group in groups] == [3, 3, 2, 2]
+
+
+def test_photos_kept_in_memory_are_the_same(source):
+    config = dataclasses.replace(CONFIG, augment=Augment(crop=0.0, colour=0.0))
+    read = batches(one_device(), source("train"), config, 0, 5)
+    assert_same(read, batches(one_device(), source("train", "memory"), config, 0, 5))
+
+
+def test_photos_that_do_not_fit_into_memory_are_refused():
+    class Huge:
+        def __len__(self) -> int:
+            return 10**9
+
+    with pytest.raises(UserError, match="--cache=none"):
+        inputs.open_source(Huge(), 256, 320, "memory")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [one_device, two_replicas])
+def test_evaluation_sees_each_example_once_and_masks_the_rest(source, make):
+    strategy = make()
+    masks, labels = [], []
+    for group in inputs.evaluation_batches(strategy, source("test"), 4):
+        for name, found in (("mask", masks), ("label", labels)):
+            parts = strategy.experimental_local_results(group[name])
+            found += [value for part in parts for value in part.numpy().ravel()]
+    expected = [record.label - 1 for record in datasets.records(40, 7)]
+    assert [label for label, mask in zip(labels, masks, strict=True) if mask] == expected
+    assert len(labels) == 8
+
+
+def test_fewer_examples_than_a_batch_is_an_error_for_people():
+    with pytest.raises(UserError, match="--batch_size"):
+        inputs.steps_per_epoch(5, 8)
+
+
+sides = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted).filter(lambda s: s[1] - s[0] > 0.05)
+shares = st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4)
+
+
+@given(x=sides, y=sides, share=shares)
+@settings(deadline=None, max_examples=100)
+def test_a_crop_keeps_the_box_whole_and_where_it_was(x, y, share):
+    height, width = 48, 64
+    bbox = np.array([x[0], y[0], x[1], y[1]], np.float32)
+    window = inputs.crop_window(bbox, np.float32(share), height, width).numpy()
+    top, left, high, wide = window
+    assert 0 <= top < top + high <= height
+    assert 0 <= left < left + wide <= width
+    inside = inputs.box_in_window(tf.constant(bbox), window, height, width).numpy()
+    back = inside * [wide, high, wide, high] + [left, top, left, top]
+    # Within rounding the box is where it was, so nothing of it was cut away.
+    np.testing.assert_allclose(back / [width, height, width, height], bbox, atol=1e-4)
+
+
+def test_flipping_twice_is_nothing():
+    image = tf.constant(np.random.default_rng(0).integers(0, 256, (4, 6, 3)), tf.uint8)
+    bbox = tf.constant([0.1, 0.2, 0.5, 0.9])
+    once = inputs.flip(image, bbox)
+    np.testing.assert_allclose(once[1], [0.5, 0.2, 0.9, 0.9], rtol=1e-6)
+    np.testing.assert_array_equal(once[0][:, 0], image[:, -1])
+    twice = inputs.flip(*once)
+    np.testing.assert_array_equal(twice[0], image)
+    np.testing.assert_allclose(twice[1], bbox, rtol=1e-6)
+
+
+def test_colour_of_strength_nothing_is_nothing_and_no_saturation_is_grey():
+    image = tf.random.stateless_uniform([4, 6, 3], [1, 2], 0, 255)
+    np.testing.assert_allclose(inputs.change_colour(image, tf.zeros(3)), image, atol=1e-3)
+    grey = inputs.change_colour(image, tf.constant([0.0, 0.0, -1.0])).numpy()
+    np.testing.assert_allclose(grey[..., 0], grey[..., 2], atol=1e-3)
+    brighter = inputs.change_colour(image, tf.constant([0.5, 0.0, 0.0])).numpy()
+    np.testing.assert_allclose(brighter - image, 64, atol=1e-3)
+
+
+def test_augmented_boxes_still_frame_the_same_thing(source):
+    """A white square on black, whose box is known, is found again in every augmented photo."""
+    recipe = Augment(flip=True, crop=1.0, colour=0.0)
+    height, width = 48, 64
+    photo = np.zeros((height, width, 3), np.uint8)
+    photo[12:30, 20:45] = 255
+    bbox = tf.constant([20 / width, 12 / height, 45 / width, 30 / height])
+
+    def fetch(fields, window):
+        part = window(bbox)
+        image = tf.image.crop_to_bounding_box(photo, *tf.unstack(part))
+        inside = inputs.box_in_window(bbox, part, height, width)
+        return {"image": image, "bbox": inside, "label": fields}
+
+    drawn = inputs.Source(1, height, width, lambda n: n, fetch, lambda n: [])
+    for position in range(20):
+        seed = tf.constant([3, position], tf.int64)
+        out = inputs.augment(drawn, tf.constant(0), recipe, seed)
+        white = np.argwhere(out["image"].numpy()[..., 0] > 127)
+        (top, left), (bottom, right) = white.min(0), white.max(0) + 1
+        found = [left / width, top / height, right / width, bottom / height]
+        np.testing.assert_allclose(found, out["bbox"], atol=1.5 / height)

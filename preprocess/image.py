@@ -30,7 +30,7 @@ RESIZES = ("stretch", "letterbox")
 Image.MAX_IMAGE_PIXELS = None
 
 # Formats that Pillow may open. Others either are no photos or run other programs (EPS).
-_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 
 _EXIF_WITHIN = 1 << 17  # bytes; EXIF stands in one of the first segments, each at most 64 KiB
 
@@ -338,7 +338,7 @@ def _orientation(jpeg: bytes) -> int:
     if jpeg.find(b"Exif\x00\x00", 0, _EXIF_WITHIN) < 0:
         return 1
     try:
-        with Image.open(io.BytesIO(jpeg), formats=("JPEG", "MPO")) as image:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
             value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF turns no photo; a broken photo fails when it is decoded
         return 1
@@ -381,8 +381,8 @@ def _content(height: tf.Tensor, width: tf.Tensor, options: ImageOptions) -> tf.T
         return tf.constant([0, 0, options.height, options.width])
     h, w = tf.cast(height, tf.int64), tf.cast(width, tf.int64)
     # The side that fits tighter fills the target, the other is rounded, and never vanishes.
-    content_height = tf.minimum(options.height, (2 * h * options.width + w) // (2 * w))
-    content_width = tf.minimum(options.width, (2 * w * options.height + h) // (2 * h))
+    content_height = tf.minimum((2 * h * options.width + w) // (2 * w), options.height)
+    content_width = tf.minimum((2 * w * options.height + h) // (2 * h), options.width)
     content_height = tf.cast(tf.maximum(content_height, 1), tf.int32)
     content_width = tf.cast(tf.maximum(content_width, 1), tf.int32)
     return tf.stack(

@@ -30,6 +30,8 @@ def run(flags: argparse.Namespace, options: PipelineOptions, started: float) -> 
         UserError: nothing was published, and why.
         OSError: nothing was published: something could not be read or written.
     """
+    if storage.is_remote(flags.output):
+        storage.require_file_system(flags.output)
     place = _absolute(flags.input or _draw_sample())
     dataset = source.load(storage.open_source(place), flags.limit)
     for note in dataset.notes:
@@ -125,14 +127,21 @@ def _write_shards(
         ):
             pipeline.build(graph, job, names)
     except Exception as error:
-        # Runners hand over what a worker raised as text.
-        failed = re.search(r"ShardFailed: ([^\n]*?)(?: \[while running|\n|$)", str(error))
-        if failed is None:
+        reason = _shard_failure(error)
+        if reason is None:
             raise
         raise UserError(
-            f"{failed.group(1)}. What is whole is kept in {output.incomplete}: when the cause is"
-            " gone, run the same command again and it goes on from there."
+            f"{reason}. What is whole is kept in {output.incomplete}: when the cause is gone, run"
+            " the same command again and it goes on from there."
         ) from None
+
+
+def _shard_failure(error: Exception) -> str | None:
+    """Returns what a worker said with `ShardFailed`, which some runners hand over as text."""
+    if isinstance(error, shard.ShardFailed):
+        return str(error).split(" [while running")[0]
+    said = re.search(r"ShardFailed: ([^\n]*?)(?: \[while running|\n|$)", str(error))
+    return said.group(1) if said else None
 
 
 def _local_runner(options: PipelineOptions) -> Any:

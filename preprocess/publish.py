@@ -122,13 +122,11 @@ def locked(output: Output) -> Iterator[None]:
         yield
         return
     descriptor = _lock(output.incomplete)
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, descriptor)
+        undo.callback(_remove_if_empty, output.incomplete)
         _heal(output)
         yield
-    finally:
-        with contextlib.suppress(OSError):  # it holds something: the job can go on from there
-            os.rmdir(output.incomplete)
-        os.close(descriptor)
 
 
 def is_published(output: Output) -> bool:
@@ -313,7 +311,7 @@ def clean_up(output: Output) -> None:
         if name != "state.json":
             storage.delete(f"{output.incomplete}/{name}")
     storage.delete(f"{output.incomplete}/state.json")
-    os.rmdir(output.incomplete)
+    _remove_if_empty(output.incomplete)
 
 
 _WORK_FOLDERS = ("plan", "partial", "progress", "done")
@@ -350,6 +348,11 @@ def _lock(folder: str) -> int:
             if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
                 return descriptor
         os.close(descriptor)
+
+
+def _remove_if_empty(folder: str) -> None:
+    with contextlib.suppress(OSError):  # it holds something: a job can go on from there
+        os.rmdir(folder)
 
 
 def _heal(output: Output) -> None:

@@ -118,7 +118,8 @@ def _beam_options(arguments: list[str]) -> "PipelineOptions":
     Raises:
         UserError: neither this command nor Beam knows a flag.
     """
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    # What goes wrong is raised; Beam's own account of it is pages long.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     from apache_beam.options import pipeline_options
 
     beam = argparse.ArgumentParser(allow_abbrev=False)

@@ -116,7 +116,7 @@ def open_source(path: str) -> Source:
         UserError: there is nothing there, or it is neither.
     """
     if is_remote(path):
-        _require_file_system(path)
+        require_file_system(path)
         return Zip(path) if path.lower().endswith(".zip") else Bucket(path)
     if os.path.isdir(path):
         return Folder(path)
@@ -157,7 +157,7 @@ class Folder:
                 why = ""
                 if entry.is_symlink():
                     target = os.path.realpath(entry.path)
-                    if not target.startswith(top + os.sep):
+                    if not f"{target}{os.sep}".startswith(top + os.sep):
                         why = f"a symbolic link that leads out of the data set, to {target}"
                         notes.append(f"refused: {path} is {why}")
                 if entry.is_dir():
@@ -203,9 +203,9 @@ class Zip:
             why = ""
             if _UNUSUAL.search(path):
                 path = _member_path(info)
-                if path.endswith("/") or _JUNK.search(path):
-                    continue
                 why = _why_unsafe(path)
+                if path.endswith("/") or (not why and _JUNK.search(path)):
+                    continue
             if stat.S_ISLNK(info.external_attr >> 16):
                 why = "a symbolic link"
             if why:
@@ -271,6 +271,19 @@ class Bucket:
 def is_remote(path: str) -> bool:
     """Whether a path goes through Beam's file systems."""
     return "://" in path
+
+
+def require_file_system(path: str) -> None:
+    """Checks that there is a file system for a `scheme://` path.
+
+    Raises:
+        UserError: there is none, and what to install.
+    """
+    beam, _ = _file_systems()
+    try:
+        beam.get_filesystem(path)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def open_read(path: str) -> BinaryIO:
@@ -455,14 +468,6 @@ def _file_systems() -> tuple[Any, str]:
     from apache_beam.io.filesystems import FileSystems
 
     return FileSystems, CompressionTypes.UNCOMPRESSED
-
-
-def _require_file_system(path: str) -> None:
-    beam, _ = _file_systems()
-    try:
-        beam.get_filesystem(path)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def _match(pattern: str) -> list[Any]:

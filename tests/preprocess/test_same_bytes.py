@@ -1,0 +1,127 @@
+"""The same input gives the same bytes on every runner and with any number of workers and threads."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from preprocess import run, shard
+from tests.preprocess import photo_sets
+
+
+@pytest.fixture(scope="module")
+def cars(tmp_path_factory):
+    root = photo_sets.write(tmp_path_factory.mktemp("x") / "cars", train=90, test=30)
+    # What takes other ways through the code must come out the same too.
+    photo_sets.path_of(root, "train", 5).write_bytes(photo_sets.photo(kind="PNG"))
+    photo_sets.path_of(root, "train", 9).write_bytes(b"")
+    photo_sets.path_of(root, "test", 7).write_bytes(photo_sets.photo()[:900])
+    return root
+
+
+SHARDS = ("--train_shards=5", "--test_shards=2", "--max_rejected=0.1")
+
+
+@pytest.fixture(scope="module")
+def expected(cars, tmp_path_factory):
+    output = tmp_path_factory.mktemp("expected") / "out"
+    run.main(photo_sets.flags(cars, output, *SHARDS))
+    found = photo_sets.contents(output)
+    assert len(found) == 10
+    return found
+
+
+@pytest.mark.parametrize("threads", [1, 3, 16])
+def test_any_number_of_threads(cars, expected, tmp_path, monkeypatch, threads):
+    monkeypatch.setattr(shard, "_num_threads", lambda: threads)
+    shard._pool.cache_clear()
+    run.main(photo_sets.flags(cars, tmp_path / "out", *SHARDS))
+    shard._pool.cache_clear()
+    assert photo_sets.contents(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize(("photos", "size"), [(1, 1 << 20), (7, 1 << 20), (1000, 3000)])
+def test_any_size_of_chunks(cars, expected, tmp_path, monkeypatch, photos, size):
+    monkeypatch.setattr(shard, "_CHUNK_PHOTOS", photos)
+    monkeypatch.setattr(shard, "_CHUNK_BYTES", size)
+    run.main(photo_sets.flags(cars, tmp_path / "out", *SHARDS))
+    assert photo_sets.contents(tmp_path / "out") == expected
+
+
+def test_threads_as_workers(cars, expected, tmp_path):
+    flags = ["--direct_running_mode=multi_threading", "--direct_num_workers=3"]
+    run.main([*photo_sets.flags(cars, tmp_path / "out", *SHARDS), *flags])
+    assert photo_sets.contents(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize(
+    "workers", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
+def test_processes_as_workers(cars, expected, tmp_path, workers):
+    flags = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+    run.main([*photo_sets.flags(cars, tmp_path / "out", *SHARDS), *flags])
+    assert photo_sets.contents(tmp_path / "out") == expected
+
+
+def test_portable_runner_with_workers_of_its_own(cars, expected, tmp_path):
+    """Everything is pickled to other processes, as on Flink, Spark and Dataflow."""
+    with services() as (jobs, workers):
+        run.main(
+            [
+                *photo_sets.flags(cars, tmp_path / "out", *SHARDS),
+                "--runner=PortableRunner",
+                f"--job_endpoint=localhost:{jobs}",
+                "--environment_type=EXTERNAL",
+                f"--environment_config=localhost:{workers}",
+            ]
+        )
+    assert photo_sets.contents(tmp_path / "out") == expected
+
+
+@contextlib.contextmanager
+def services():
+    """Beam's job server and a pool of workers, each a process of its own."""
+    jobs, workers = free_port(), free_port()
+    python = [sys.executable, "-m"]
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "TF_USE_LEGACY_KERAS": "1"}
+    started = [
+        subprocess.Popen(
+            [*python, module, *flags],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for module, flags in (
+            ("apache_beam.runners.portability.local_job_service_main", ["-p", str(jobs)]),
+            ("apache_beam.runners.worker.worker_pool_main", [f"--service_port={workers}"]),
+        )
+    ]
+    try:
+        for port in (jobs, workers):
+            wait_for(port)
+        yield jobs, workers
+    finally:
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"nothing listens on port {port}")

@@ -1,0 +1,189 @@
+"""Folders and zips: what is listed, what is refused, what is damaged."""
+
+import os
+import struct
+import zipfile
+
+import pytest
+
+from preprocess import storage
+from tests.preprocess import photo_sets
+from tfrecords.errors import UserError
+
+
+def read_all(source: storage.Source) -> dict[str, bytes]:
+    listing = source.listing()
+    return {
+        listing.path[i].as_py(): source.read(listing.entry(i))
+        for i in range(len(listing))
+        if i not in listing.refused
+    }
+
+
+def test_a_folder_and_its_zips_hold_the_same(tmp_path):
+    root = photo_sets.write(tmp_path / "cars")
+    expected = photo_sets.contents(root)
+    assert read_all(storage.open_source(str(root))) == expected
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        zipped = photo_sets.zipped(root, tmp_path / f"{compression}.zip", compression)
+        assert read_all(storage.open_source(str(zipped))) == expected
+
+
+def test_a_zip_written_as_a_stream_is_read(tmp_path):
+    """Sizes and checksums stand behind the data then, and in the directory."""
+
+    class Unseekable:
+        def __init__(self, file):
+            self.write, self.flush = file.write, file.flush
+
+    with open(tmp_path / "a.zip", "wb") as file, zipfile.ZipFile(Unseekable(file), "w") as archive:
+        archive.writestr("train/x/1.jpg", b"abc" * 100, zipfile.ZIP_DEFLATED)
+    assert read_all(storage.open_source(str(tmp_path / "a.zip"))) == {"train/x/1.jpg": b"abc" * 100}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("../train/x/1.jpg", "leads out of the data set"),
+        ("train/../../x/1.jpg", "leads out of the data set"),
+        ("/train/x/1.jpg", "an absolute path"),
+        ("C:/train/x/1.jpg", "an absolute path"),
+        ("..\\train\\x\\1.jpg", "leads out of the data set"),
+    ],
+)
+def test_zip_members_that_lead_out_are_refused_by_name(tmp_path, name, why):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        info = zipfile.ZipInfo("x")
+        info.filename = name
+        archive.writestr(info, b"evil")
+        archive.writestr("train/x/2.jpg", b"good")
+    source = storage.open_source(str(tmp_path / "a.zip"))
+    listing = source.listing()
+    assert read_all(source) == {"train/x/2.jpg": b"good"}
+    assert len(listing.refused) == 1
+    assert why in next(iter(listing.refused.values()))
+    assert "1.jpg" in listing.notes[0]
+
+
+def test_a_link_in_a_zip_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        info = zipfile.ZipInfo("train/x/1.jpg")
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, b"/etc/passwd")
+    listing = storage.open_source(str(tmp_path / "a.zip")).listing()
+    assert listing.refused == {0: "a symbolic link"}
+
+
+def test_names_in_a_zip_without_the_utf8_flag(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("train/Citro\u00ebn/1.jpg", b"x")
+    raw = (tmp_path / "a.zip").read_bytes()
+    # Take the flag away, in the local header and in the directory, and leave the UTF-8 bytes.
+    raw = raw.replace(b"\x00\x08\x00\x00", b"\x00\x00\x00\x00")
+    (tmp_path / "b.zip").write_bytes(raw)
+    assert read_all(storage.open_source(str(tmp_path / "b.zip"))) == {"train/Citroën/1.jpg": b"x"}
+
+
+def test_a_zip_bomb_is_stopped_at_its_declared_size(tmp_path):
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train/x/1.jpg", bytes(50_000_000))
+    source = storage.open_source(str(path))
+    entry = source.listing().entry(0)
+    assert entry.size == 50_000_000
+    with pytest.raises(ValueError, match="1001 bytes, its directory says 1000"):
+        source.read(entry._replace(size=1000))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda raw, at: raw[: at + 60] + b"\xff" + raw[at + 61 :], "checksum|inflated"),
+        (lambda raw, at: raw[:at] + b"XXXX" + raw[at + 4 :], "no member where its directory says"),
+        (lambda raw, at: raw[: at + 6] + b"\x01" + raw[at + 7 :], "encrypted"),
+        (lambda raw, at: raw[: at + 8] + b"\x0c" + raw[at + 9 :], "method 12"),
+    ],
+)
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_member_is_named_so(tmp_path, damage, says, compression):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("train/x/1.jpg", photo_sets.photo())
+    entry = storage.open_source(str(path)).listing().entry(0)
+    path.write_bytes(damage(path.read_bytes(), entry.offset))
+    with pytest.raises(ValueError, match=says):
+        storage.Zip(str(path)).read(entry)
+
+
+def test_links_are_followed_inside_and_refused_where_they_lead_out(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.jpg").write_bytes(b"secret")
+    root = tmp_path / "cars"
+    folder = root / "train" / "x"
+    folder.mkdir(parents=True)
+    (folder / "1.jpg").write_bytes(b"one")
+    os.symlink(folder / "1.jpg", folder / "2.jpg")
+    os.symlink("../../../outside/secret.jpg", folder / "3.jpg")
+    os.symlink(outside, root / "train" / "y")
+    os.symlink(root, root / "train" / "loop")
+    os.symlink("nowhere", folder / "4.jpg")
+    source = storage.open_source(str(root))
+    listing = source.listing()
+    assert read_all(source) == {"train/x/1.jpg": b"one", "train/x/2.jpg": b"one"}
+    assert [listing.path[i].as_py() for i in listing.refused] == ["train/x/3.jpg"]
+    assert sum("leads out of the data set" in note for note in listing.notes) == 2
+
+
+def test_what_is_no_ordinary_file_is_left_out(tmp_path):
+    (tmp_path / "train").mkdir()
+    os.mkfifo(tmp_path / "train" / "pipe.jpg")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "x.jpg").write_bytes(b"x")
+    with open(os.fsencode(tmp_path) + b"/train/\xff.jpg", "wb") as file:
+        file.write(b"x")
+    listing = storage.open_source(str(tmp_path)).listing()
+    assert len(listing) == 0
+    assert "not UTF-8" in listing.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.write_bytes(b"PK no zip"), "neither a folder nor a whole zip"),
+    ],
+)
+def test_an_input_that_is_nothing(tmp_path, make, says):
+    make(tmp_path / "x.zip")
+    with pytest.raises(UserError, match=says):
+        storage.open_source(str(tmp_path / "x.zip")).listing()
+
+
+def test_a_cut_off_zip_is_refused(tmp_path):
+    path = photo_sets.zipped(photo_sets.write(tmp_path / "cars"), tmp_path / "x.zip")
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="cut off"):
+        storage.open_source(str(path))
+
+
+def test_a_scheme_without_a_file_system_says_what_to_install():
+    with pytest.raises(UserError, match="apache-beam"):
+        storage.open_source("nosuch://bucket/data")
+
+
+def test_a_file_is_whole_or_absent(tmp_path):
+    path = str(tmp_path / "a")
+    storage.write(path, b"old")
+    with pytest.raises(RuntimeError), storage.create(path + ".partial") as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert storage.read(path) == b"old"
+    storage.rename(path + ".partial", path)
+    assert storage.sizes(str(tmp_path)) == {"a": 4}
+
+
+def test_a_header_shorter_than_it_says(tmp_path):
+    (tmp_path / "a").write_bytes(struct.pack("<I", 0x04034B50))
+    with pytest.raises(ValueError, match="no member"):
+        storage.Zip(str(tmp_path / "a")).read(storage.Entry("x", 1, 0, 1))

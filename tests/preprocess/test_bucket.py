@@ -55,7 +55,7 @@ def test_the_manifest_comes_last(cars):
 
 def test_while_it_is_replaced_there_is_no_manifest(cars, expected):
     run.main(photo_sets.flags(SOURCE, OUTPUT, "--seed=1", "--train_shards=3"))
-    with pytest.raises(UserError, match="exists. Pass --overwrite"):
+    with pytest.raises(UserError, match=r"exists\. Pass --overwrite"):
         run.main(photo_sets.flags(SOURCE, OUTPUT))
     bucket.LOG.clear()
     run.main(photo_sets.flags(SOURCE, OUTPUT, "--overwrite"))

@@ -61,10 +61,12 @@ def killed_at(monkeypatch, step):
         for name in CHANGES:
             patch.setattr(os, name, dying(getattr(os, name)))
         patch.setattr(storage, "open", opened, raising=False)
-        try:
-            yield count
-        except (Killed, RuntimeError) as error:  # Beam wraps what it does not know
-            assert "Killed" in f"{error!r}"
+        with contextlib.suppress(Killed):
+            try:
+                yield count
+            except RuntimeError as error:  # Beam wraps what it does not know
+                if "Killed" not in str(error):
+                    raise
 
 
 def kill_after_shards(monkeypatch, flags, shards):
@@ -79,7 +81,7 @@ def kill_after_shards(monkeypatch, flags, shards):
 
     with monkeypatch.context() as patch:
         patch.setattr(shard._OpenShard, "close", close)
-        with pytest.raises((Killed, RuntimeError), match="Killed|^$"):
+        with pytest.raises((Killed, RuntimeError), match=r"Killed|^$"):
             run.main(flags)
 
 
@@ -193,7 +195,7 @@ def test_killed_at_each_step_that_changes_the_disk(
 def test_an_output_that_exists_is_kept_without_overwrite(cars, output):
     run.main(photo_sets.flags(cars, output))
     before = photo_sets.contents(output)
-    with pytest.raises(UserError, match="exists. Pass --overwrite"):
+    with pytest.raises(UserError, match=r"exists\. Pass --overwrite"):
         run.main(photo_sets.flags(cars, output, "--seed=1"))
     assert photo_sets.contents(output) == before
     assert os.listdir(output.parent) == ["cars"]
@@ -217,7 +219,7 @@ def test_overwrite_keeps_the_old_output_until_the_new_one_is_complete(cars, outp
 def test_overwrite_never_replaces_what_is_no_data_set(cars, output):
     output.mkdir(parents=True)
     (output / "thesis.doc").write_text("years of work")
-    with pytest.raises(UserError, match="is no data set: it holds 'thesis.doc'"):
+    with pytest.raises(UserError, match=r"is no data set: it holds 'thesis\.doc'"):
         run.main(photo_sets.flags(cars, output, "--overwrite"))
     assert photo_sets.contents(output) == {"thesis.doc": b"years of work"}
     file = output.parent / "file"
@@ -346,7 +348,7 @@ def test_a_full_disk_ends_in_a_clear_message_and_the_old_output_stays(
     flags = photo_sets.flags(cars, output, "--overwrite", *SHARDS)
     with monkeypatch.context() as patch:
         fill_disk_after(patch, writes)
-        with pytest.raises(UserError, match="No space left on device.*the same command again"):
+        with pytest.raises(UserError, match=r"No space left on device.*the same command again"):
             run.main(flags)
     assert photo_sets.contents(output) == before
     partial = list((output.parent / "cars.incomplete").rglob("partial/*"))

@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,6 +116,9 @@ def test_a_zip_gives_the_records_of_its_folder(cars, tmp_path):
     assert photo_sets.contents(tmp_path / "a") == photo_sets.contents(tmp_path / "b")
 
 
+GRAY = photo_sets.pixels(60, 80)[..., 0]
+
+
 def bad_photos() -> dict[str, tuple[bytes, str | None]]:
     good = photo_sets.photo()
     bomb = bytearray(good)
@@ -138,7 +142,7 @@ def bad_photos() -> dict[str, tuple[bytes, str | None]]:
         "gray": (photo_sets.encode(picture.convert("L")), None),
         "alpha": (photo_sets.encode(rgba, "PNG"), None),
         "16 bit": (
-            photo_sets.encode(Image.fromarray(photo_sets.pixels(60, 80)[..., 0] * np.uint16(255)), "PNG"),
+            photo_sets.encode(Image.fromarray(np.uint16(255) * GRAY), "PNG"),
             None,
         ),
         "turned so that the box is outside": (photo_sets.encode(picture, exif=exif), "box_outside"),
@@ -197,7 +201,7 @@ def test_too_many_rejected_stop_the_job_and_say_which(cars, output):
     assert f"anno_train.csv row 7, train/{photo_sets.FOLDERS[1]}/00007.jpg: unreadable" in message
     assert not output.exists()
     listed = re.search(r"All are in (\S+)\. ", message).group(1)
-    assert len(open(listed).readlines()) == 2
+    assert Path(listed).read_text().count("\n") == 2
     # Raised, the job goes on from what is done.
     run.main(photo_sets.flags(cars, output, "--max_rejected=0.1"))
     assert len(rejected(output)) == 2

@@ -1,4 +1,4 @@
-"""The same input gives the same bytes on every runner and with any number of workers and threads."""
+"""The same input gives the same bytes on every runner, with any number of workers and threads."""
 
 import contextlib
 import os
@@ -87,7 +87,11 @@ def services():
     """Beam's job server and a pool of workers, each a process of its own."""
     jobs, workers = free_port(), free_port()
     python = [sys.executable, "-m"]
-    environment = os.environ | {"PYTHONPATH": os.getcwd(), "TF_USE_LEGACY_KERAS": "1"}
+    # The pool starts its workers as `python`, whichever comes first on the path.
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    environment = os.environ | {
+        "PATH": path, "PYTHONPATH": os.getcwd(), "TF_USE_LEGACY_KERAS": "1",
+    }  # fmt: skip
     started = [
         subprocess.Popen(
             [*python, module, *flags],

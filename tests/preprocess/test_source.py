@@ -89,8 +89,8 @@ def test_names_in_an_old_encoding_are_read():
 def test_any_bytes_give_rows_or_reasons_and_no_error(data):
     try:
         good, bad = parse(data)
-    except UserError as error:
-        assert "UTF-16" in str(error)
+    except UserError:
+        assert data[:2] in (b"\xff\xfe", b"\xfe\xff")  # it says UTF-16 and is not
         return
     lines = [row["row"] for row in good + bad]
     assert len(lines) == len(set(lines))
@@ -183,7 +183,7 @@ def test_accents_match_in_either_unicode_form():
 
 
 def test_a_folder_that_fits_two_classes_is_refused():
-    with pytest.raises(UserError, match="'A_B' fits two classes of names.csv: 'A/B' and 'A:B'"):
+    with pytest.raises(UserError, match=r"'A_B' fits two classes of .*'A/B' and 'A:B'"):
         source.match_folders(["A/B", "A:B"], ["A_B"])
 
 
@@ -268,29 +268,42 @@ def test_the_fingerprint_is_that_of_the_data_wherever_it_lies(tmp_path):
     assert load(copy_csv.parent).fingerprint != first.fingerprint
 
 
+def write_annotations(root, text):
+    for split in ("train", "test"):
+        (root / f"anno_{split}.csv").write_text(text)
+
+
+def two_data_sets(root):
+    shutil.copytree(root, root.parent / "one")
+    shutil.rmtree(root)
+    shutil.copytree(root.parent / "one", root / "a")
+    shutil.copytree(root.parent / "one", root / "b")
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
         (lambda root: (root / "names.csv").unlink(), "names.csv is missing"),
         (lambda root: (root / "names.csv").write_text(" \n"), "names.csv is empty"),
-        (lambda root: [(root / f"anno_{s}.csv").unlink() for s in ("train", "test")],
-         "anno_train.csv and anno_test.csv are missing or empty"),
-        (lambda root: [(root / f"anno_{s}.csv").write_text("") for s in ("train", "test")],
-         "anno_train.csv and anno_test.csv are missing or empty"),
-        (lambda root: [(root / f"anno_{s}.csv").write_text("\n\n") for s in ("train", "test")],
-         "no row in it"),
+        (
+            lambda root: [(root / f"anno_{split}.csv").unlink() for split in ("train", "test")],
+            "anno_train.csv and anno_test.csv are missing or empty",
+        ),
+        (
+            lambda root: write_annotations(root, ""),
+            "anno_train.csv and anno_test.csv are missing or empty",
+        ),
+        (lambda root: write_annotations(root, "\n\n"), "no row in it"),
+        (
+            lambda root: write_annotations(root, "a.jpg,1,2\n"),
+            "anno_train.csv row 1, 'a.jpg': bad_row: 3 values instead of 6",
+        ),
         (lambda root: shutil.rmtree(root / "car_data"), "there are no photos"),
-        (lambda root: [(root / f"anno_{s}.csv").write_text("a.jpg,1,2\n") for s in ("train", "test")],
-         "anno_train.csv row 1, 'a.jpg': bad_row: 3 values instead of 6"),
-        (lambda root: shutil.copytree(root, root / "x") and shutil.move(root / "x", root / "y" / "x")
-         and shutil.copytree(root / "y" / "x", root / "y" / "z")
-         and [(root / f).unlink() for f in ("names.csv", "anno_train.csv", "anno_test.csv")],
-         "two files could be names.csv"),
+        (two_data_sets, "two files could be names.csv: a/names.csv and b/names.csv"),
     ],
-)  # fmt: skip
+)
 def test_an_unusable_data_set_is_refused_with_what_to_do(tmp_path, spoil, says):
     root = photo_sets.write(tmp_path / "cars")
-    (root / "y").mkdir()
     spoil(root)
     with pytest.raises(UserError, match=says):
         load(root)

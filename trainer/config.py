@@ -21,9 +21,8 @@ class Model:
 
     Attributes:
         alpha: width of MobileNetV2; ImageNet weights exist for 1.0 (and others of Keras).
-        downscale: average-pool the photo by this factor first (1, 2, 4): for quick tries.
-        stride: pixels of the (downscaled) photo to a cell of the feature map: 32 for the whole
-            backbone, 16 to end it where its last stage begins.
+        stride: pixels of the photo to a cell of the feature map: 32 for the whole backbone, 16 to
+            end it where its last stage begins.
         head: where the box is read from. `pooled`: from the pooled features, as the notebook's.
             `spatial`: from the feature map, whose cells know where they are.
         filters: of the 1x1 convolution before the heads.
@@ -35,7 +34,6 @@ class Model:
     """
 
     alpha: float = 1.0
-    downscale: int = 1
     stride: int = 32
     head: str = "spatial"
     filters: int = 256
@@ -118,6 +116,7 @@ class Config:
         name: of the named config this one started from.
         weights: `imagenet`, `none`, or the path of a Keras weights file of the backbone.
         image_height, image_width: what the records must have; None for whatever they have.
+        downscale: decode photos at 1/2, 1/4 or 1/8 of the records' size: for quick tries.
         epochs: passes over the training split.
         batch_size: global: over all replicas and workers.
         seed: of everything random.
@@ -133,6 +132,7 @@ class Config:
     weights: str = "imagenet"
     image_height: int | None = None
     image_width: int | None = None
+    downscale: int = 1
     epochs: int = 30
     batch_size: int = 64
     seed: int = 42
@@ -148,6 +148,7 @@ class Config:
 
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
+    "downscale": (1, 2, 4, 8),
     "jit": ("auto", "on", "off"),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     "model.stride": (16, 32),
@@ -164,7 +165,6 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "batch_size": (1, 1e6),
     "early_stopping_epochs": (0, 1e6),
     "model.alpha": (0.05, 4),
-    "model.downscale": (1, 8),
     "model.filters": (1, 1e5),
     "model.dropout": (0, 0.99),
     "model.batch_norm_momentum": (0, 1),
@@ -209,9 +209,10 @@ def sample() -> Config:
     return Config(
         name="sample",
         weights="none",
-        epochs=16,
+        epochs=30,
         batch_size=32,
-        model=Model(alpha=0.35, downscale=2, filters=128, dropout=0.1),
+        downscale=4,
+        model=Model(alpha=0.35, stride=16, dropout=0.0),
         augment=Augment(crop=0.6, colour=0.2),
         loss=Loss(label_smoothing=0.05),
         optimizer=Optimizer(learning_rate=4e-3, weight_decay=0.01),
@@ -278,7 +279,9 @@ def check(config: Config) -> None:
     values = flatten(config)
     for key, choices in _CHOICES.items():
         if values[key] not in choices:
-            raise UserError(f"{key} is {values[key]!r}; it must be one of {', '.join(map(str, choices))}.")
+            raise UserError(
+                f"{key} is {values[key]!r}; it must be one of {', '.join(map(str, choices))}."
+            )
     for key, (low, high) in _LIMITS.items():
         if not low <= values[key] <= high:
             raise UserError(f"{key} is {values[key]}; it must be between {low:g} and {high:g}.")

@@ -11,7 +11,6 @@ import dataclasses
 import os
 import shutil
 
-import keras
 import numpy as np
 import tensorflow as tf
 from PIL import Image
@@ -20,6 +19,7 @@ from tfrecords import example, manifest, reader
 from tfrecords.errors import UserError, run_command
 from trainer import checkpoint, folder, loop, model, pictures, state, strategy
 from trainer import input as inputs
+from trainer.config import Config
 from trainer.history import Record
 
 _PICTURES = 24
@@ -40,14 +40,15 @@ def main(argv: list[str] | None = None) -> None:
     directory = flags.data or data.path
     check_same_shape(manifest.read(directory), data, directory)
     devices = strategy.make(flags.strategy, flags.replicas)
-    network = model.build(config, data.height, data.width, len(data.class_names), fresh=False)
+    data = dataclasses.replace(data, path=directory)
+    source = open_split(data, flags.split, config)
+    network = model.build(config, source.height, source.width, len(data.class_names), fresh=False)
     values = state.create(devices, network, config)
     path = best_checkpoint(flags.run)
     checkpoint.restore(values, path)
     print(f"evaluating {path}")
-    source = open_split(directory, flags.split, data)
     job = loop.Job(devices, network, values, config, source, None, flags.run, loop.Options())
-    report(job, dataclasses.replace(data, path=directory), flags.split)
+    report(job, data, flags.split)
 
 
 def best_checkpoint(run: str) -> str:
@@ -78,10 +79,10 @@ def check_same_shape(info: manifest.Manifest, data: folder.Data, directory: str)
         raise UserError(f"the classes of {directory} are not those that the run was trained on.")
 
 
-def open_split(directory: str, split: str, data: folder.Data) -> inputs.Source:
+def open_split(data: folder.Data, split: str, config: Config, cache: str = "none") -> inputs.Source:
     """Returns the source of a split's examples."""
-    records = reader.Records(directory, split)
-    return inputs.open_source(records, data.height, data.width, cache="none")
+    records = reader.Records(data.path, split)
+    return inputs.open_source(records, data.height, data.width, cache, config.downscale)
 
 
 def report(job: loop.Job, data: folder.Data, split: str) -> None:
@@ -89,13 +90,13 @@ def report(job: loop.Job, data: folder.Data, split: str) -> None:
 
     All workers take part in the evaluation; the chief reports.
     """
-    found = loop.make_evaluate(job)(open_split(data.path, split, data))
+    found = loop.make_evaluate(job)(open_split(data, split, job.config))
     if not job.options.chief:
         return
     path = folder.write_json(job.folder, f"evaluation-{split}.json", found)
     state.copy_to_model(job.state, job.model)
     where = os.path.join(job.folder, f"pictures-{split}")
-    draw(job.model, data, split, where)
+    draw(job, data, split, where)
     print(f"{split} split of {data.path}: {summary(found)}")
     print(f"metrics: {path}\npictures: {where}{os.sep}")
 
@@ -112,11 +113,11 @@ def summary(found: Record) -> str:
     return "\n".join(lines)
 
 
-def draw(network: keras.Model, data: folder.Data, split: str, where: str) -> None:
+def draw(job: loop.Job, data: folder.Data, split: str, where: str) -> None:
     """Draws true and predicted boxes and names on photos spread over a split.
 
     Args:
-        network: with its values.
+        job: whose model has its values.
         data, split: of the photos.
         where: folder for the pictures, replaced when it exists: one for each photo, and
             `sheet.jpg` with all of them.
@@ -129,7 +130,8 @@ def draw(network: keras.Model, data: folder.Data, split: str, where: str) -> Non
     for number, serialized in enumerate(records.read(chosen)):
         fields = example.parse(serialized)
         pixels = tf.io.decode_jpeg(fields["encoded"], channels=3)
-        outputs = network(pixels[tf.newaxis], training=False)
+        small = tf.io.decode_jpeg(fields["encoded"], channels=3, ratio=job.config.downscale)
+        outputs = job.model(small[tf.newaxis], training=False)
         chances = tf.nn.softmax(outputs["logits"][0]).numpy()
         guess = int(np.argmax(chances))
         picture = pictures.draw_boxes(

@@ -41,20 +41,22 @@ class Source:
     names: Callable[[tf.Tensor], list[str]]
 
 
-def open_source(records: reader.Records, height: int, width: int, cache: str) -> Source:
+def open_source(
+    records: reader.Records, height: int, width: int, cache: str = "none", downscale: int = 1
+) -> Source:
     """Returns the source of a split's examples.
 
     Args:
         records: of the split.
         height, width: of its photos, in pixels.
+        downscale: 1, 2, 4 or 8: decode at this fraction of the size (the decoder averages).
         cache: `none` to read and decode each time; `memory` to keep the decoded photos.
 
     Raises:
         UserError: they would not fit in memory.
     """
-    if cache == "memory":
-        return _cached(records, height, width)
-    return _uncached(records, height, width)
+    source = _uncached(records, -(-height // downscale), -(-width // downscale), downscale)
+    return _cached(records, source) if cache == "memory" else source
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
@@ -245,7 +247,7 @@ def flip(image: tf.Tensor, bbox: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.reverse(image, [1]), mirrored
 
 
-def _uncached(records: reader.Records, height: int, width: int) -> Source:
+def _uncached(records: reader.Records, height: int, width: int, downscale: int) -> Source:
     def load(wanted: tf.Tensor) -> Example:
         serialized = tf.numpy_function(records.read, [wanted], tf.string, stateful=False)
         return {"serialized": tf.ensure_shape(serialized, [None])}
@@ -254,11 +256,11 @@ def _uncached(records: reader.Records, height: int, width: int) -> Source:
         parsed = example.parse(fields["serialized"])
         bbox = parsed["bbox"]
         if window is None:
-            image = tf.io.decode_jpeg(parsed["encoded"], channels=3)
+            image = tf.io.decode_jpeg(parsed["encoded"], channels=3, ratio=downscale)
             image = tf.ensure_shape(image, [height, width, 3])
         else:
             part = window(bbox)
-            image = tf.image.decode_and_crop_jpeg(parsed["encoded"], part, channels=3)
+            image = tf.image.decode_and_crop_jpeg(parsed["encoded"], part, 3, downscale)
             bbox = box_in_window(bbox, part, height, width)
         return {"image": image, "bbox": bbox, "label": parsed["label"] - 1}
 
@@ -269,10 +271,9 @@ def _uncached(records: reader.Records, height: int, width: int) -> Source:
     return Source(len(records), height, width, load, fetch, names)
 
 
-def _cached(records: reader.Records, height: int, width: int) -> Source:
-    size = len(records)
+def _cached(records: reader.Records, source: Source) -> Source:
+    size, height, width = len(records), source.height, source.width
     _check_memory(size * height * width * 3)
-    source = _uncached(records, height, width)
     images = np.empty((size, height, width, 3), np.uint8)
     boxes, labels = np.empty((size, 4), np.float32), np.empty(size, np.int64)
     every = tf.data.Dataset.range(size).batch(64).map(source.load).unbatch()

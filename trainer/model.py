@@ -38,10 +38,7 @@ def build(
     keras.config.set_dtype_policy(config.precision)
     try:
         image = keras.Input((height, width, 3), name="image")
-        pixels = image
-        if config.model.downscale > 1:
-            pixels = keras.layers.AveragePooling2D(config.model.downscale)(pixels)
-        pixels = keras.layers.Rescaling(1 / 127.5, offset=-1)(pixels)
+        pixels = keras.layers.Rescaling(1 / 127.5, offset=-1)(image)
         backbone = _backbone(config, tuple(pixels.shape[1:]), fresh)
         backbone = _cut(backbone, config.model.stride)
         bbox, logits = _heads(config, backbone(pixels), classes)
@@ -120,15 +117,25 @@ def _heads(
 ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     layers = keras.layers
     common = _conv_block(features, config.model.filters, "head")
-    pooled = layers.GlobalAveragePooling2D(name="pool")(common)
+    spatial = config.model.head == "spatial"
+    pooled = _attend(common) if spatial else layers.GlobalAveragePooling2D(name="pool")(common)
     pooled = layers.Dropout(config.model.dropout, seed=config.seed, name="dropout")(pooled)
     where = pooled
-    if config.model.head == "spatial":
+    if spatial:
         cells = layers.Flatten()(_conv_block(common, 64, "cells"))
         where = layers.Dense(128, activation="relu", name="edges")(cells)
     bbox = layers.Dense(4, activation="sigmoid", dtype="float32", name="bbox")(where)
     logits = layers.Dense(classes, dtype="float32", name="label")(pooled)
     return bbox, logits
+
+
+def _attend(x: keras.KerasTensor) -> keras.KerasTensor:
+    """Averages the cells by how much each has to say, so that the background may keep silent."""
+    layers = keras.layers
+    cells = layers.Reshape((-1, x.shape[-1]))(x)
+    scores = layers.Reshape((-1, 1))(layers.Conv2D(1, 1, name="attention")(x))
+    shares = layers.Softmax(axis=1)(scores)
+    return layers.Flatten()(layers.Dot(axes=1, name="pool")([cells, shares]))
 
 
 def _conv_block(x: keras.KerasTensor, filters: int, name: str) -> keras.KerasTensor:

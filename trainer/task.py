@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfrecords import manifest, reader
+from tfrecords import manifest
 from tfrecords.errors import UserError, run_command
 from trainer import (
     checkpoint,
@@ -28,7 +28,6 @@ from trainer import (
     tensorboard,
 )
 from trainer import config as configs
-from trainer import input as inputs
 from trainer.history import Record
 
 
@@ -54,14 +53,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    network = model.build(config, data.height, data.width, len(data.class_names))
+    training, validation = (
+        evaluate.open_split(data, split, config, flags.cache) if split in info.splits else None
+        for split in ("train", "validation")
+    )
+    if training is None:
+        raise UserError(f"the data set at {flags.data!r} has no train split to learn from.")
+    network = model.build(config, training.height, training.width, len(data.class_names))
     job = loop.Job(
         strategy=devices,
         model=network,
         state=state.create(devices, network, config),
         config=config,
-        training=_source(flags, data, "train"),
-        validation=_source(flags, data, "validation") if "validation" in info.splits else None,
+        training=training,
+        validation=validation,
         folder=run,
         options=make_options(flags, run, chief=rank == 0),
     )
@@ -188,11 +193,6 @@ def finish(job: loop.Job, records: list[Record], info: manifest.Manifest) -> Non
     if split in info.splits:
         evaluate.report(job, folder.read(job.folder)[1], split)
     print(f"curves: {os.path.join(job.folder, 'curves.png')}\nrun: {job.folder}{os.sep}")
-
-
-def _source(flags: argparse.Namespace, data: folder.Data, split: str) -> inputs.Source:
-    records = reader.Records(data.path, split)
-    return inputs.open_source(records, data.height, data.width, flags.cache)
 
 
 if __name__ == "__main__":

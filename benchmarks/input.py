@@ -1,0 +1,76 @@
+"""How fast records become augmented batches, beside the limit that nothing can beat.
+
+    python -m benchmarks.input [--data=data/tfrecords] [--config=default] [--rounds=5]
+
+The limit is `tf.io.decode_jpeg` of the very same bytes, in memory, as one `tf.data` graph on all
+cores, and nothing else.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks import rounds
+from tfrecords import example, manifest, reader
+from tfrecords.errors import run_command
+from trainer import config as configs
+from trainer import input as inputs
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.input", allow_abbrev=False)
+    parser.add_argument("--data", default="data/tfrecords")
+    parser.add_argument("--config", default="default", choices=configs.NAMES)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=4096, help="in each measurement")
+    flags = parser.parse_args(argv)
+    config = configs.apply_settings(configs.named(flags.config), configs.parse_settings(flags.set))
+    image = manifest.read(flags.data).image
+    records = reader.Records(flags.data, "train")
+    count = min(flags.images, len(records)) // config.batch_size * config.batch_size
+    one = tf.distribute.OneDeviceStrategy("/cpu:0")
+
+    def batches(cache: str) -> float:
+        source = sources[cache]
+        steps = count // config.batch_size
+        iterator = inputs.training_batches(one, source, config, 0, steps + 1, 1)
+        next(iterator)
+        started = time.perf_counter()
+        for _ in range(steps):
+            next(iterator)
+        return count / (time.perf_counter() - started)
+
+    sources = {
+        cache: inputs.open_source(records, image.height, image.width, cache, config.downscale)
+        for cache in ("none", "memory")
+    }
+    encoded = [example.parse(record)["encoded"] for record in records.read(np.arange(count))]
+    decoded = tf.data.Dataset.from_tensor_slices(encoded).map(
+        lambda photo: tf.io.decode_jpeg(photo, channels=3, ratio=config.downscale),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+
+    def limit() -> float:
+        started = time.perf_counter()
+        for _ in decoded.batch(config.batch_size).prefetch(2):
+            pass
+        return count / (time.perf_counter() - started)
+
+    found = rounds.measure(
+        {
+            "limit: decode only": limit,
+            "records to augmented batches": lambda: batches("none"),
+            "the same with --cache=memory": lambda: batches("memory"),
+        },
+        flags.rounds,
+    )
+    print(f"{count} photos of {image.height}x{image.width}, config {config.name}")
+    print(rounds.table(found, "limit: decode only", "images/s"))
+
+
+if __name__ == "__main__":
+    run_command(main)

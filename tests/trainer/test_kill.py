@@ -1,0 +1,44 @@
+"""SIGKILL at random steps, again and again, until the run is done: the same bits as undisturbed."""
+
+import os
+import random
+import time
+
+import numpy as np
+import pytest
+
+from tests.trainer import commands
+from trainer import checkpoint, history
+
+DEVICES = {"one": ["--strategy=one"], "mirrored": ["--strategy=mirrored", "--replicas=2"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", DEVICES)
+def test_a_run_killed_twenty_times_ends_with_the_same_bits(data, tmp_path, strategy):
+    # Dropout, BatchNorm in training and all augmentation are on; every step saves.
+    settings = "--config=default --weights=none --epochs=8 --batch_size=4 --set model.alpha 0.35"
+    flags = [f"--data={data}", *DEVICES[strategy], *settings.split(), "optimizer.ema", "0.9"]
+    undisturbed, killed = str(tmp_path / "undisturbed"), str(tmp_path / "killed")
+    commands.run("trainer.task", *flags, f"--run={undisturbed}")
+    kills, chance, last = 0, random.Random(1), os.path.join(killed, "last")
+    while kills < 20:
+        before = checkpoint.newest(last)
+        process = commands.start(
+            "trainer.task", *flags, f"--run={killed}", "--checkpoint_seconds=0"
+        )
+        while checkpoint.newest(last) == before and process.poll() is None:
+            time.sleep(0.01)
+        # From here anything may be going on: a step, a checkpoint, validation, a rename.
+        time.sleep(chance.uniform(0, 0.15))
+        process.kill()
+        process.communicate()
+        kills += 1
+        step = int(checkpoint.newest(last).rsplit("-", 1)[1])
+        assert step < 40, f"finished after {kills} kills: more epochs are needed"
+    commands.run("trainer.task", *flags, f"--run={killed}")
+    ours, theirs = commands.saved(killed), commands.saved(undisturbed)
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    assert history.read(killed) == history.read(undisturbed)

@@ -1,0 +1,176 @@
+"""The command as people run it: what it leaves, and what it says when something is wrong."""
+
+import json
+import os
+import signal
+import socket
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.tfrecords import datasets
+from tests.trainer import commands
+from tfrecords.errors import UserError
+from trainer import config as configs
+from trainer import evaluate, folder, task
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> tuple[str, str]:
+    """A finished run on two replicas, and what it printed."""
+    run = str(tmp_path_factory.mktemp("runs") / "two")
+    flags = [f"--data={data}", f"--run={run}", *commands.SETTINGS]
+    return run, commands.run("trainer.task", "--strategy=mirrored", "--replicas=2", *flags)
+
+
+def test_a_run_says_first_what_it_will_do_and_last_where_all_is(finished):
+    run, said = finished
+    assert "2 replicas on CPU" in said.split("epoch 1/")[0]
+    assert "train 22, validation 5, test 7" in said.split("epoch 1/")[0]
+    assert said.rstrip().endswith(f"run: {run}{os.sep}")
+    assert "7 photos" in said
+
+
+def test_a_run_folder_tells_the_whole_story(finished):
+    run, _ = finished
+    assert {"config.json", "data.json", "metrics.jsonl", "curves.png", "tensorboard"} <= set(
+        os.listdir(run)
+    )
+    with Image.open(os.path.join(run, "curves.png")) as curves:
+        assert curves.width > 400
+    pictures = os.listdir(os.path.join(run, "pictures-test"))
+    assert len(pictures) == 8  # seven photos and the sheet
+    with Image.open(os.path.join(run, "pictures-test", "sheet.jpg")) as sheet:
+        assert np.asarray(sheet).std() > 10
+
+
+def test_evaluating_again_on_one_device_finds_the_same(finished):
+    run, _ = finished
+    with open(os.path.join(run, "evaluation-test.json")) as file:
+        then = json.load(file)
+    assert then["num_examples"] == 7
+    said = commands.run("trainer.evaluate", f"--run={run}", "--strategy=one")
+    assert "7 photos" in said
+    with open(os.path.join(run, "evaluation-test.json")) as file:
+        now = json.load(file)
+    assert now == pytest.approx(then, rel=1e-4)
+
+
+def test_two_workers_reach_the_weights_of_two_replicas_and_only_the_chief_speaks(
+    data, finished, tmp_path
+):
+    run = str(tmp_path / "workers")
+    ports = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            ports.append(free.getsockname()[1])
+    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+    flags = [f"--data={data}", f"--run={run}", "--strategy=multiworker", *commands.SETTINGS]
+    workers = [
+        commands.start(
+            "trainer.task",
+            *flags,
+            TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}),
+        )
+        for i in range(2)
+    ]
+    outputs = [worker.communicate(timeout=280) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    assert "2 replicas" in outputs[0][0]
+    assert outputs[1][0] == ""
+    ours, theirs = commands.saved(run), commands.saved(finished[0])
+    np.testing.assert_allclose(ours["weights"], theirs["weights"], rtol=1e-3, atol=2e-5)
+    np.testing.assert_allclose(ours["ema_weights"], theirs["ema_weights"], rtol=1e-3, atol=2e-5)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_bits(data, finished, tmp_path):
+    run = str(tmp_path / "stopped")
+    flags = [f"--data={data}", f"--run={run}", "--strategy=mirrored", "--replicas=2"]
+    process = commands.start("trainer.task", *flags, *commands.SETTINGS, "--checkpoint_seconds=0")
+    while not os.path.exists(os.path.join(run, "last", "step-2.index")):
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    if process.returncode:  # it may have been done already
+        assert process.returncode == 75
+        assert "Start the same command again" in out
+    commands.run("trainer.task", *flags, *commands.SETTINGS)
+    ours, theirs = commands.saved(run), commands.saved(finished[0])
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--data=nowhere"], "no data set at 'nowhere'"),
+        (["--set", "image_height", "100"], "image_height is 100 in the config"),
+        (["--set", "model.heads", "pooled"], "Did you mean model.head"),
+        (["--epochs=many"], "type int"),
+        (["--batch_size=3", "--replicas=2", "--strategy=mirrored"], "shared evenly by 2 replicas"),
+        (["--batch_size=512"], "fewer than one batch"),
+        (["--weights=nowhere.h5", "--batch_size=4"], "no such file"),
+        (["--strategy=multiworker"], "TF_CONFIG"),
+        (["--strategy=one", "--replicas=2"], "use mirrored"),
+    ],
+)
+def test_a_mistake_is_named_with_its_remedy(data, tmp_path, flags, said, monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(UserError) as error:
+        task.main([f"--data={data}", f"--run={tmp_path / 'run'}", "--weights=none", *flags])
+    assert said in str(error.value)
+
+
+def test_an_unknown_flag_ends_with_one_line(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        task.main(["--epoch=3"])
+    assert "unrecognized arguments: --epoch=3" in capsys.readouterr().err
+
+
+def test_a_broken_tf_config_is_named(data, monkeypatch, tmp_path):
+    monkeypatch.setenv("TF_CONFIG", "{cluster")
+    with pytest.raises(UserError, match="TF_CONFIG"):
+        task.main([f"--data={data}", f"--run={tmp_path / 'run'}"])
+
+
+def test_a_run_is_not_continued_as_something_else(data, finished):
+    flags = [f"--data={data}", f"--run={finished[0]}", *commands.SETTINGS]
+    with pytest.raises(UserError, match=r"optimizer\.ema is 0\.5 now and was 0\.9"):
+        task.main([*flags, "optimizer.ema", "0.5"])
+
+
+def test_a_run_is_not_continued_with_other_data(finished, tmp_path):
+    datasets.write_default(str(tmp_path))
+    flags = [f"--data={tmp_path}", f"--run={finished[0]}", *commands.SETTINGS]
+    with pytest.raises(UserError, match="fingerprint is"):
+        task.main(flags)
+
+
+def test_a_folder_with_other_things_is_left_alone(data, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="other things"):
+        task.main([f"--data={data}", f"--run={tmp_path}", "--weights=none", "--batch_size=4"])
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_evaluating_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="there is no run there"):
+        evaluate.main([f"--run={tmp_path}"])
+
+
+def test_evaluating_photos_of_another_size_is_named(tmp_path, data):
+    info = folder.Data(data, "tiny", "0", 64, 96, datasets.CLASS_NAMES)
+    run = str(tmp_path / "run")
+    folder.open_for_training(run, configs.Config(), info, writes=True)
+    with pytest.raises(UserError, match=r"32x48 .* takes 64x96"):
+        evaluate.main([f"--run={run}"])
+
+
+def test_a_cut_off_shard_is_named(data, tmp_path):
+    datasets.write_default(str(tmp_path))
+    shard = next(tmp_path.glob("train-*"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(UserError, match=shard.name):
+        task.main([f"--data={tmp_path}", f"--run={tmp_path / 'run'}", "--weights=none"])

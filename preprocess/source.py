@@ -12,12 +12,12 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
 
 from preprocess import storage
 from tfrecords.errors import UserError
@@ -48,7 +48,11 @@ REJECTED = pa.schema(
 )
 
 _COLUMNS = "filename, xmin, ymin, xmax, ymax, class"
+_CSV_NAMES = ["name", "xmin", "ymin", "xmax", "ymax", "label"]
+_CSV_TYPES = dict.fromkeys(_CSV_NAMES, pa.float64()) | {"name": pa.large_string()}
+_MAX_PIXEL = 1e9
 _CHUNK_ROWS = 1 << 16
+_CHUNK_CHARACTERS = 1 << 22
 _MAX_CSV_BYTES = 1 << 30
 _UNSAFE_NAME = r"(?s)^/|\\|\x00|^[A-Za-z]:|(^|/)\.\.?(/|$)"
 _PHOTO_NAME = r"(?i)\.(jpe?g|jpe|jfif|png|gif|bmp|webp|tiff?)$"
@@ -168,9 +172,10 @@ def parse_names(data: bytes, file: str) -> list[str]:
     """
     names: list[str] = []
     first_line: dict[str, int] = {}
-    for number, line in _numbered_lines(io.BytesIO(data)):
+    lines = (line for _, some in _line_chunks(io.BytesIO(data)) for line in some)
+    for number, line in enumerate(map(_to_text, lines), 1):
         # A name without quotes may hold a comma too: there is no second column to confuse it with.
-        name = _fields(line)[0].strip() if line.lstrip().startswith('"') else line.strip()
+        name = _fields(line.rstrip())[0].strip() if line.lstrip().startswith('"') else line.strip()
         if not name or (not names and name.lower() in _HEADER_WORDS):
             continue
         if name in first_line:
@@ -200,27 +205,26 @@ def parse_annotations(stream: BinaryIO, file: str, num_classes: int) -> tuple[pa
         The good rows (`ROWS`, in file order) and the others (`REJECTED`: `bad_row`,
         `unknown_class`).
     """
-    good, bad = [], []
-    lines = _numbered_lines(stream)
-    first = True
-    while chunk := list(islice(lines, _CHUNK_ROWS)):
+    good, bad = [ROWS.empty_table()], [REJECTED.empty_table()]
+    for start, lines in _line_chunks(stream):
+        ordinary = _parse_ordinary(lines, start, file, num_classes)
+        if ordinary is not None:
+            good.append(ordinary)
+            continue
         values: list[tuple] = []
         unusable: list[tuple] = []
-        for number, line in chunk:
-            if not line.strip() or line.strip(' ,;\t"') == "":
+        for number, line in enumerate(map(_to_text, lines), start):
+            if not line.strip(' ,;\t\n"'):
                 continue
             try:
-                values.append((number, *_parse_row(line, num_classes)))
-            except _BadRow as error:
-                if not (first and _is_header(line)):
-                    unusable.append((file, number, error.photo, error.reason, str(error)))
-            first = False
-        good.append(_table([(file, *row) for row in values], ROWS))
+                values.append((file, number, *_parse_row(line.rstrip("\n"), num_classes)))
+            except _BadRow as why:
+                header = not (len(good) > 1 or values or unusable) and _is_header(line)
+                if not header:
+                    unusable.append((file, number, why.photo, why.reason, str(why)))
+        good.append(_table(values, ROWS))
         bad.append(_table(unusable, REJECTED))
-    return (
-        pa.concat_tables([ROWS.empty_table(), *good]),
-        pa.concat_tables([REJECTED.empty_table(), *bad]),
-    )
+    return pa.concat_tables(good), pa.concat_tables(bad)
 
 
 def match_folders(class_names: list[str], folders: Iterable[str]) -> dict[str, int]:
@@ -264,7 +268,11 @@ def match_folders(class_names: list[str], folders: Iterable[str]) -> dict[str, i
 
 def relative_paths(paths: pa.LargeStringArray) -> pa.LargeStringArray:
     """Cuts photo paths down to `train|test/<class folder>/<file>`."""
-    return pc.replace_substring_regex(paths, r"(?s)^.*/([^/]+/[^/]+/[^/]+)$", r"\1")
+    parts = [pa.array([], pa.large_string())]
+    for start in range(0, len(paths), _CHUNK_ROWS):
+        some = paths.slice(start, _CHUNK_ROWS).to_pylist()
+        parts.append(pa.array(["/".join(path.rsplit("/", 3)[-3:]) for path in some], parts[0].type))
+    return pa.concat_arrays(parts)
 
 
 class _BadRow(ValueError):  # noqa: N818 - said of the row, not of this code
@@ -279,7 +287,7 @@ class _Photos:
 
     def __init__(self, listing: storage.Listing, class_names: list[str], notes: list[str]):
         parts = pc.extract_regex(
-            listing.path, r"(?s)^(?:.*/)?(?P<split>train|test)/(?P<folder>[^/]+)/(?P<file>[^/]+)$"
+            listing.path, r"(?:^|/)(?P<split>train|test)/(?P<folder>[^/]+)/(?P<file>[^/]+)$"
         )
         found = pc.is_valid(parts)
         self._listing = listing
@@ -405,7 +413,7 @@ def _parse_row(line: str, num_classes: int) -> tuple:
     if not photo:
         raise _BadRow("bad_row", photo, f"no file name: {line[:200]!r}")
     *box, label = numbers
-    if not all(-1e9 < value < 1e9 for value in box):
+    if not all(abs(value) < _MAX_PIXEL for value in box):
         raise _BadRow("bad_row", photo, f"a box value is out of all range: {line[:200]!r}")
     if not (1 <= label <= num_classes and label == int(label)):
         raise _BadRow(
@@ -440,17 +448,54 @@ def _is_number(value: str) -> bool:
     return True
 
 
-def _numbered_lines(stream: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Yields lines with their numbers from 1, decoded, without their ends."""
+def _line_chunks(stream: BinaryIO) -> Iterator[tuple[int, list[str]]]:
+    """Yields lines, a few megabytes at a time, and the number of their first, from 1.
+
+    Bytes that are not UTF-8 come as surrogates, see `_to_text`.
+    """
     head = stream.read(2)
     stream.seek(0)
     encoding = "utf-16" if head in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     text = io.TextIOWrapper(stream, encoding, errors="surrogateescape", newline=None)
+    start = 1
     try:
-        for number, line in enumerate(text, 1):
-            yield number, _to_text(line.rstrip("\n"))
+        while lines := text.readlines(_CHUNK_CHARACTERS):
+            yield start, lines
+            start += len(lines)
     except UnicodeDecodeError as error:
         raise UserError(f"a CSV begins like UTF-16 but is not: {error}.") from None
+
+
+def _parse_ordinary(lines: list[str], start: int, file: str, num_classes: int) -> pa.Table | None:
+    """Parses lines that are all plain good rows, ten times as fast; None if any is not."""
+    text = "".join(lines)
+    if '"' in text or "\0" in text:
+        return None
+    try:
+        table = pa_csv.read_csv(
+            io.BytesIO(text.encode()),
+            pa_csv.ReadOptions(column_names=_CSV_NAMES, block_size=len(text) * 4 + 64),
+            pa_csv.ParseOptions(quote_char=False),
+            pa_csv.ConvertOptions(column_types=_CSV_TYPES, null_values=[]),
+        )
+    except (pa.ArrowInvalid, UnicodeEncodeError):
+        return None
+    name = table["name"]
+    label = table["label"].to_numpy()
+    box = [table[side].to_numpy() for side in _CSV_NAMES[1:5]]
+    is_plain = (
+        len(table) == len(lines)
+        and all((np.abs(side) < _MAX_PIXEL).all() for side in box)
+        and ((label >= 1) & (label <= num_classes) & (label == np.floor(label))).all()
+        and pc.all(pc.equal(name, pc.utf8_trim_whitespace(name))).as_py()
+        and pc.min(pc.binary_length(name)).as_py() > 0
+    )
+    if not is_plain:
+        return None
+    columns = [pa.repeat(pa.scalar(file, pa.large_string()), len(table)),
+               pa.array(np.arange(start, start + len(table))),
+               name, *box, pa.array(label.astype(np.int32))]  # fmt: skip
+    return pa.table(columns, schema=ROWS)
 
 
 def _to_text(line: str) -> str:
@@ -474,10 +519,10 @@ def _find(listing: storage.Listing, name: str) -> storage.Entry | None:
     Raises:
         UserError: two are equally near, or it is too large to be one.
     """
-    matches = pc.match_substring_regex(listing.path, f"(^|/){re.escape(name)}$")
-    positions = np.flatnonzero(matches.to_numpy(zero_copy_only=False))
+    positions = np.flatnonzero(pc.ends_with(listing.path, name).to_numpy(zero_copy_only=False))
+    found = (listing.entry(int(i)) for i in positions if int(i) not in listing.refused)
     entries = sorted(
-        (listing.entry(int(i)) for i in positions if int(i) not in listing.refused),
+        (entry for entry in found if entry.path.split("/")[-1] == name),
         key=lambda entry: entry.path.count("/"),
     )
     if not entries:

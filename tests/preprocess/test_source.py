@@ -134,12 +134,27 @@ def test_good_rows_survive_whatever_stands_between_them(lines, end, quoted, mark
 
 
 def test_rows_keep_their_numbers_across_chunks(monkeypatch):
-    monkeypatch.setattr(source, "_CHUNK_ROWS", 3)
+    monkeypatch.setattr(source, "_CHUNK_CHARACTERS", 30)
     good, bad = parse(b"".join(b"%d.jpg,1,2,3,4,%d\n" % (i, i % 4) for i in range(1, 12)))
     assert [(row["row"], row["name"]) for row in good] == [
         (i, f"{i}.jpg") for i in range(1, 12) if i % 4
     ]
     assert [row["row"] for row in bad] == [4, 8]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(good_line.map(",".join), ragged_line), min_size=1, max_size=6))
+def test_the_fast_way_through_the_parser_gives_what_the_slow_one_does(lines):
+    data = "\n".join(lines).encode()
+    fast = parse(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "_parse_ordinary", lambda *_: None)
+        assert parse(data) == fast
+
+
+def test_plain_rows_take_the_fast_way(monkeypatch):
+    monkeypatch.setattr(source, "_parse_row", lambda *_: pytest.fail("the slow way"))
+    assert len(parse(b"a.jpg,1,2.5,30,40,3\nb.jpg, 1,-2,30,40,1.0")[0]) == 2
 
 
 def test_names_may_hold_commas_with_or_without_quotes():

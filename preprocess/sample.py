@@ -10,12 +10,15 @@ photos, and one that only its EXIF tag turns upright.
 
 import argparse
 import csv
+import functools
 import json
 import math
+import multiprocessing
 import os
 import random
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 from PIL import Image
@@ -25,7 +28,7 @@ from preprocess.sample_vehicle import KINDS, Kind, paint, pose
 from tfrecords.errors import UserError, run_command
 
 DEFAULT_DIRECTORY = "data/sample"
-PHOTOS_PER_CLASS = {"train": 100, "test": 15}
+PHOTOS_PER_CLASS = {"train": 180, "test": 15}
 
 _VERSION = 2  # raise it whenever a change here changes a byte of the drawn data set
 _MARKER = "sample.json"
@@ -101,16 +104,24 @@ def _draw_all(directory: str, seed: int) -> None:
     for split, per_class in PHOTOS_PER_CLASS.items():
         labels = [label for label in range(1, len(KINDS) + 1) for _ in range(per_class)]
         random.Random(f"{seed} {split}").shuffle(labels)
-        rows = []
-        for number, label in enumerate(labels, start=1):
-            kind, name = KINDS[label - 1], f"{number:05d}.jpg"
-            folder = os.path.join(directory, "car_data", "car_data", split, _folder(kind.name))
-            os.makedirs(folder, exist_ok=True)
-            rng = random.Random(f"{seed} {split} {number}")
-            photo, box = _draw_photo(kind, rng)
-            _save(photo, os.path.join(folder, name), split, number, quality=rng.randint(80, 92))
-            rows.append([name, *box, label])
+        photos = os.path.join(directory, "car_data", "car_data", split)
+        for kind in KINDS:
+            os.makedirs(os.path.join(photos, _folder(kind.name)))
+        draw_one = functools.partial(_draw_one, photos, split, seed)
+        # A fresh process for each core: one that has TensorFlow's threads must not be forked.
+        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+            rows = list(pool.map(draw_one, range(1, len(labels) + 1), labels, chunksize=16))
         _write_csv(os.path.join(directory, f"anno_{split}.csv"), rows)
+
+
+def _draw_one(photos: str, split: str, seed: int, number: int, label: int) -> list:
+    """Draws one photo and returns its row of the CSV."""
+    kind, name = KINDS[label - 1], f"{number:05d}.jpg"
+    rng = random.Random(f"{seed} {split} {number}")
+    photo, box = _draw_photo(kind, rng)
+    path = os.path.join(photos, _folder(kind.name), name)
+    _save(photo, path, split, number, quality=rng.randint(80, 92))
+    return [name, *box, label]
 
 
 def _folder(class_name: str) -> str:

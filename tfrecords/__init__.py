@@ -3,4 +3,4 @@
 import os
 
 # TensorFlow's start-up chatter says nothing that a user can act on; to be set before its import.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

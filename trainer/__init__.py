@@ -3,7 +3,7 @@
 import os
 
 # TensorFlow's start-up chatter says nothing that a user can act on; to be set before its import.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # A step allocates gigabytes and frees them again. glibc gives large blocks back to the kernel each
 # time and pays for zeroed pages anew; TensorFlow's own pool keeps them. On two cores a training

@@ -90,13 +90,12 @@ def report(job: loop.Job, data: folder.Data, split: str) -> None:
 
     All workers take part in the evaluation; the chief reports.
     """
-    found = loop.make_evaluate(job)(open_split(data, split, job.config))
+    found = loop.make_evaluate(job, open_split(data, split, job.config))()
     if not job.options.chief:
         return
     path = folder.write_json(job.folder, f"evaluation-{split}.json", found)
-    state.copy_to_model(job.state, job.model)
     where = os.path.join(job.folder, f"pictures-{split}")
-    draw(job, data, split, where)
+    write_pictures(draw(job, data, split, _PICTURES), where)
     print(f"{split} split of {data.path}: {summary(found)}")
     print(f"metrics: {path}\npictures: {where}{os.sep}")
 
@@ -113,47 +112,56 @@ def summary(found: Record) -> str:
     return "\n".join(lines)
 
 
-def draw(job: loop.Job, data: folder.Data, split: str, where: str) -> None:
+def draw(job: loop.Job, data: folder.Data, split: str, count: int) -> dict[str, Image.Image]:
     """Draws true and predicted boxes and names on photos spread over a split.
 
     Args:
-        job: whose model has its values.
+        job: what predicts, with the values that are judged.
         data, split: of the photos.
-        where: folder for the pictures, replaced when it exists: one for each photo, and
-            `sheet.jpg` with all of them.
+        count: of photos, at most.
+
+    Returns:
+        The pictures by file name.
     """
     records = reader.Records(data.path, split)
-    chosen = np.unique(np.linspace(0, len(records) - 1, _PICTURES).astype(int))
+    chosen = np.unique(np.linspace(0, len(records) - 1, count).astype(int))
+    examples = [example.parse(serialized) for serialized in records.read(chosen)]
+    ratio = job.config.downscale
+    small = [tf.io.decode_jpeg(one["encoded"], channels=3, ratio=ratio) for one in examples]
+    state.copy_to_model(job.state, job.model)
+    outputs = job.model(tf.stack(small), training=False)
+    drawn = {}
+    for number, fields in enumerate(examples):
+        chances = tf.nn.softmax(outputs["logits"][number]).numpy()
+        guess = int(np.argmax(chances))
+        name = os.path.basename(fields["filename"].numpy().decode())
+        drawn[f"{number:02}-{name}"] = pictures.draw_boxes(
+            _as_seen(fields),
+            (fields["bbox"].numpy(), fields["text"].numpy().decode()),
+            (outputs["bbox"][number].numpy(), data.class_names[guess], float(chances[guess])),
+        )
+    return drawn
+
+
+def write_pictures(drawn: dict[str, Image.Image], where: str) -> None:
+    """Writes pictures, and `sheet.jpg` with all of them, into a folder, replaced if it exists."""
     shutil.rmtree(where, ignore_errors=True)
     os.makedirs(where)
-    drawn = []
-    for number, serialized in enumerate(records.read(chosen)):
-        fields = example.parse(serialized)
-        pixels = tf.io.decode_jpeg(fields["encoded"], channels=3)
-        small = tf.io.decode_jpeg(fields["encoded"], channels=3, ratio=job.config.downscale)
-        outputs = job.model(small[tf.newaxis], training=False)
-        chances = tf.nn.softmax(outputs["logits"][0]).numpy()
-        guess = int(np.argmax(chances))
-        picture = pictures.draw_boxes(
-            _as_seen(pixels.numpy(), fields),
-            (fields["bbox"].numpy(), fields["text"].numpy().decode()),
-            (outputs["bbox"][0].numpy(), data.class_names[guess], float(chances[guess])),
+    for name, picture in drawn.items():
+        picture.convert("RGB").save(
+            os.path.join(where, os.path.splitext(name)[0] + ".jpg"), quality=90
         )
-        name = os.path.basename(fields["filename"].numpy().decode())
-        picture.save(os.path.join(where, f"{number:02}-{name}"), quality=90)
-        drawn.append(picture)
-    pictures.gallery(drawn, columns=4).save(os.path.join(where, "sheet.jpg"), quality=85)
+    sheet = pictures.gallery(list(drawn.values()), columns=4)
+    sheet.save(os.path.join(where, "sheet.jpg"), quality=85)
 
 
-def _as_seen(pixels: np.ndarray, fields: dict[str, tf.Tensor]) -> Image.Image:
+def _as_seen(fields: dict[str, tf.Tensor]) -> Image.Image:
     """Undoes the stretch, so that the photo looks as it was taken."""
+    pixels = tf.io.decode_jpeg(fields["encoded"], channels=3).numpy()
     height, width = pixels.shape[:2]
     aspect = int(fields["original_width"]) / int(fields["original_height"])
-    size = (
-        (round(height * aspect), height)
-        if aspect > width / height
-        else (width, round(width / aspect))
-    )
+    wider = aspect > width / height
+    size = (round(height * aspect), height) if wider else (width, round(width / aspect))
     return Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
 
 

@@ -6,7 +6,7 @@ replicas or workers share the batches, and nothing has to be replayed to resume.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,19 +138,19 @@ def training_batches(
     def pick(positions: tf.Tensor) -> tf.Tensor:
         return numbers(config, source.size, positions)
 
-    return _distribute(strategy, source, groups, pick, one, config.batch_size)
+    return iter(_distribute(strategy, source, groups, pick, one, config.batch_size))
 
 
 def evaluation_batches(
     strategy: tf.distribute.Strategy, source: Source, batch_size: int
-) -> Iterator[Example]:
-    """Yields each example once, in stored order, distributed over the replicas.
+) -> Iterable[Example]:
+    """Gives each example once, in stored order, distributed over the replicas.
 
     The last batch is filled up with copies whose `mask` is false, so that every replica and every
     batch has the same shape.
 
     Returns:
-        An iterator over dicts as those of `training_batches`, with k = 1.
+        What can be iterated over again and again: dicts as those of `training_batches`, k = 1.
     """
 
     def groups() -> Iterator[tuple[int, int]]:
@@ -316,7 +316,7 @@ def _distribute(
     pick: Callable[[tf.Tensor], tf.Tensor],
     one: Callable[[Example, tf.Tensor], Example],
     batch_size: int,
-) -> Iterator[Example]:
+) -> Iterable[Example]:
     """Reads, decodes and hands out groups of batches; each worker does only its own share."""
     per_replica = batch_size // strategy.num_replicas_in_sync
 
@@ -353,7 +353,7 @@ def _distribute(
         dataset = dataset.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return dataset.prefetch(tf.data.AUTOTUNE)
 
-    return iter(strategy.distribute_datasets_from_function(share))
+    return strategy.distribute_datasets_from_function(share)
 
 
 def _signature(source: Source) -> dict[str, tf.TensorSpec]:

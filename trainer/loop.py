@@ -47,7 +47,7 @@ class Options:
         checkpoint_seconds: save at least this often, beside the end of each epoch.
         chief: whether this process writes.
         on_steps: called with the step before and after each call of the graph.
-        on_epoch: called with each epoch's record and its timing.
+        on_epoch: called with the job, and each epoch's record and timing.
     """
 
     steps_per_call: int = 1
@@ -55,7 +55,7 @@ class Options:
     checkpoint_seconds: float = 300.0
     chief: bool = True
     on_steps: Callable[[int, int], None] = lambda before, after: None
-    on_epoch: Callable[[Record, Record], None] = lambda record, timing: None
+    on_epoch: "Callable[[Job, Record, Record], None]" = lambda job, record, timing: None
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def train(job: Job) -> list[Record]:
     if step:
         print(f"resuming at step {step} of {job.config.epochs * job.steps_per_epoch}", flush=True)
     history = History(job.folder, step // job.steps_per_epoch, writes=job.options.chief)
-    run_steps, evaluate = make_run_steps(job), make_evaluate(job)
+    run_steps = make_run_steps(job)
+    evaluate = make_evaluate(job, job.validation) if job.validation else None
     batches = inputs.training_batches(
         job.strategy,
         job.training,
@@ -141,8 +142,9 @@ def make_run_steps(job: Job) -> Callable[[inputs.Example, int, bool], None]:
     return lambda group, count, frozen: run_steps(group, tf.constant(count), frozen)
 
 
-def make_evaluate(job: Job) -> Callable[[inputs.Source], Record]:
+def make_evaluate(job: Job, source: inputs.Source) -> Callable[[], Record]:
     """Returns the function that evaluates a split: every example once, whatever the replicas."""
+    batches = inputs.evaluation_batches(job.strategy, source, job.config.batch_size)
     replica_step = make_evaluation_step(job.model, job.state, job.config, uses_jit(job.config))
 
     @tf.function(reduce_retracing=True)
@@ -152,9 +154,9 @@ def make_evaluate(job: Job) -> Callable[[inputs.Source], Record]:
         )
         return job.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
 
-    def evaluate(source: inputs.Source) -> Record:
+    def evaluate() -> Record:
         sums = np.zeros(len(SUMS))
-        for group in inputs.evaluation_batches(job.strategy, source, job.config.batch_size):
+        for group in batches:
             sums += batch_sums(group).numpy()
         return _means(sums)
 
@@ -207,7 +209,7 @@ def _train_epoch(
 
 
 def _finish_epoch(
-    job: Job, history: History, evaluate: Callable[[inputs.Source], Record], timing: Record
+    job: Job, history: History, evaluate: Callable[[], Record] | None, timing: Record
 ) -> None:
     """Validates, writes the epoch's record, and saves; doing it again gives the same."""
     _check_loss(job)
@@ -218,9 +220,8 @@ def _finish_epoch(
     )
     record: Record = {"epoch": len(history) + 1, "step": int(state.step.numpy())}
     record |= {"learning_rate": float(rate)} | _means(state.sums.numpy())
-    if job.validation:
-        found = evaluate(job.validation)
-        record |= {f"val_{name}": value for name, value in found.items()}
+    if evaluate:
+        record |= {f"val_{name}": value for name, value in evaluate().items()}
     history.append(record)
     if optimizer.schedule == "plateau":
         state.plateau.assign(0.1 ** history.plateaus(optimizer.plateau_epochs))
@@ -230,7 +231,7 @@ def _finish_epoch(
     _save(job, LAST, job.options.keep)
     if job.options.chief:
         print(_summary(record), flush=True)
-        job.options.on_epoch(record, timing)
+        job.options.on_epoch(job, record, timing)
 
 
 def _save(job: Job, name: str, keep: int) -> None:

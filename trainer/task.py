@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 import tensorflow as tf
+from PIL import Image
 
 from tfrecords import manifest
 from tfrecords.errors import UserError, run_command
@@ -29,6 +30,8 @@ from trainer import (
 )
 from trainer import config as configs
 from trainer.history import Record
+
+_TENSORBOARD_PICTURES = 4
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         training=training,
         validation=validation,
         folder=run,
-        options=make_options(flags, run, chief=rank == 0),
+        options=make_options(flags, data, info, run, chief=rank == 0),
     )
     try:
         records = loop.train(job)
@@ -99,6 +102,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--cache", choices=("none", "memory"), default="none", help="keep decoded photos")
     add("--keep", type=int, default=2, help="newest checkpoints to keep")
     add("--checkpoint_seconds", type=float, default=300.0, help="save at least this often")
+    add("--profile", type=_profile, metavar="START:STOP", help="steps to profile, for TensorBoard")
     flags = parser.parse_args(argv)
     for name in ("steps_per_call", "keep"):
         if getattr(flags, name) < 1:
@@ -167,19 +171,34 @@ def plan(
     )
 
 
-def make_options(flags: argparse.Namespace, run: str, *, chief: bool) -> loop.Options:
+def make_options(
+    flags: argparse.Namespace, data: folder.Data, info: manifest.Manifest, run: str, *, chief: bool
+) -> loop.Options:
     """Returns what does not change the outcome."""
     board = tensorboard.writer(run) if chief else None
+    split = "validation" if "validation" in info.splits else "train"
 
-    def on_epoch(record: Record, timing: Record) -> None:
+    def on_epoch(job: loop.Job, record: Record, timing: Record) -> None:
         if board:
-            tensorboard.write_epoch(board, record, timing)
+            drawn: dict[str, Image.Image] = {}
+            # Ten times in a run: drawing takes as long as many steps of a small model.
+            if record["epoch"] % max(1, job.config.epochs // 10) == 0:
+                drawn = evaluate.draw(job, data, split, _TENSORBOARD_PICTURES)
+            tensorboard.write_epoch(board, record, timing, list(drawn.values()))
+
+    def on_steps(before: int, after: int) -> None:
+        start, stop = flags.profile or (0, 0)
+        if before <= start < after:
+            tf.profiler.experimental.start(os.path.join(run, "tensorboard"))
+        elif before < stop <= after:
+            tf.profiler.experimental.stop()
 
     return loop.Options(
         steps_per_call=flags.steps_per_call,
         keep=flags.keep,
         checkpoint_seconds=flags.checkpoint_seconds,
         chief=chief,
+        on_steps=on_steps if flags.profile and chief else lambda before, after: None,
         on_epoch=on_epoch,
     )
 
@@ -193,6 +212,13 @@ def finish(job: loop.Job, records: list[Record], info: manifest.Manifest) -> Non
     if split in info.splits:
         evaluate.report(job, folder.read(job.folder)[1], split)
     print(f"curves: {os.path.join(job.folder, 'curves.png')}\nrun: {job.folder}{os.sep}")
+
+
+def _profile(text: str) -> tuple[int, int]:
+    start, _, stop = text.partition(":")
+    if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+        raise argparse.ArgumentTypeError(f"{text} is not START:STOP, two steps, the first smaller")
+    return int(start), int(stop)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """What TensorBoard shows of a run: curves, speed, and a few pictures with boxes."""
 
 import os
+from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from trainer.history import Record
 
@@ -12,13 +15,16 @@ def writer(folder: str) -> tf.summary.SummaryWriter:
     return tf.summary.create_file_writer(os.path.join(folder, "tensorboard"))
 
 
-def write_epoch(out: tf.summary.SummaryWriter, record: Record, timing: Record) -> None:
-    """Writes an epoch's losses, metrics and speed, by step.
+def write_epoch(
+    out: tf.summary.SummaryWriter, record: Record, timing: Record, pictures: Sequence[Image.Image]
+) -> None:
+    """Writes an epoch's losses, metrics, speed and pictures, by step.
 
     Args:
         out: where to.
         record: of `trainer.history`; `val_…` stands beside what it validates.
         timing: `seconds`, `images_per_second`, `wait` (share of time waiting for data).
+        pictures: with boxes.
     """
     step = int(record["step"])
     with out.as_default():
@@ -29,4 +35,6 @@ def write_epoch(out: tf.summary.SummaryWriter, record: Record, timing: Record) -
             tf.summary.scalar(f"{group}/{name.removeprefix('val_')}", value, step)
         for name, value in timing.items():
             tf.summary.scalar(f"speed/{name}", value, step)
+        for number, picture in enumerate(pictures):
+            tf.summary.image(f"photo {number}", np.asarray(picture)[np.newaxis], step)
     out.flush()

@@ -127,9 +127,13 @@ def test_one_photo_is_turned_upright_by_its_tag(drawn, monkeypatch, tmp_path):
     turned = [path for path in drawn.rglob("*.jpg") if Image.open(path).getexif().get(0x0112)]
     assert len(turned) == 1
     assert Image.open(turned[0]).getexif()[0x0112] == 6
+    split, number = sample._TURNED
+    folder = turned[0].parent.name
+    label = 1 + [sample._folder(kind.name) for kind in sample.KINDS].index(folder)
     monkeypatch.setattr(sample, "_TURNED", None)
-    sample.draw(str(tmp_path / "upright"))
-    upright = np.asarray(Image.open(tmp_path / "upright" / turned[0].relative_to(drawn)), int)
+    (tmp_path / folder).mkdir()
+    sample._draw_one(str(tmp_path), split, 42, number, label)
+    upright = np.asarray(Image.open(tmp_path / folder / turned[0].name), int)
     seen = np.asarray(ImageOps.exif_transpose(Image.open(turned[0])), int)
     assert seen.shape == upright.shape
     assert np.abs(seen - upright).mean() < 3  # JPEG stores a turned photo a little differently

@@ -127,6 +127,8 @@ def _write_shards(
         ):
             pipeline.build(graph, job, names)
     except Exception as error:
+        if str(error).startswith("KeyboardInterrupt"):  # Beam makes an error of it
+            raise KeyboardInterrupt from None
         reason = _shard_failure(error)
         if reason is None:
             raise
@@ -174,7 +176,7 @@ def _contents(
         totals.add(plan.split_of(name), result)
     rejected = _require_few_rejected(flags, dataset, output, totals.rejected)
     return manifest.Manifest(
-        name=os.path.basename(place).removesuffix(".zip"),
+        name=os.path.basename(place).removesuffix(".zip") if flags.input else manifest.SAMPLE_NAME,
         image=manifest.Image(flags.image_height, flags.image_width, "jpeg", flags.jpeg_quality),
         class_names=dataset.class_names,
         splits=totals.splits(),

@@ -11,7 +11,7 @@ from typing import TextIO
 from preprocess import storage
 
 _TERMINAL_SECONDS = 0.5
-_LOG_SECONDS = 10.0
+_LOG_SECONDS = 5.0
 
 
 class Progress:

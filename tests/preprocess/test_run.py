@@ -346,7 +346,7 @@ def test_without_input_the_sample_is_drawn(output, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sample, "draw", lambda directory: photo_sets.write(tmp_path / directory))
     run.main(photo_sets.flags("x", output)[1:])
-    assert manifest.read(str(output)).name == "sample"
+    assert manifest.read(str(output)).name == "drawn"
 
 
 def test_the_photos_of_a_vanished_file_are_named(cars, output, monkeypatch):
@@ -379,6 +379,23 @@ def test_a_disk_that_breaks_fails_the_job_and_costs_no_row(cars, output, monkeyp
     monkeypatch.undo()
     run.main(photo_sets.flags(cars, output))
     assert manifest.read(str(output)).rejected == {}
+
+
+def test_an_interrupt_is_an_interrupt_and_what_is_done_is_kept(cars, output, monkeypatch, capsys):
+    really, calls = shard._process, []
+
+    def process(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return really(*arguments)
+
+    monkeypatch.setattr(shard, "_process", process)
+    with pytest.raises(KeyboardInterrupt):
+        run.main(photo_sets.flags(cars, output, "--train_shards=6"))
+    assert not output.exists()
+    run.main(photo_sets.flags(cars, output, "--train_shards=6"))
+    assert "going on where a job was stopped" in capsys.readouterr().out
 
 
 def test_metrics_count_what_was_written_and_rejected(cars, output, monkeypatch):

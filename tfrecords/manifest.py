@@ -11,6 +11,8 @@ from tfrecords.errors import UserError
 FILE_NAME = "dataset.json"
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
+SAMPLE_NAME = "drawn"
+"""Name of the built-in sample, by which the trainer knows it."""
 
 
 @dataclass(frozen=True)

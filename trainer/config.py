@@ -209,13 +209,13 @@ def sample() -> Config:
     return Config(
         name="sample",
         weights="none",
-        epochs=30,
+        epochs=28,
         batch_size=32,
         downscale=4,
         model=Model(alpha=0.35, stride=16, dropout=0.0),
-        augment=Augment(crop=0.6, colour=0.2),
+        augment=Augment(crop=0.6, colour=0.4),
         loss=Loss(label_smoothing=0.05),
-        optimizer=Optimizer(learning_rate=4e-3, weight_decay=0.01),
+        optimizer=Optimizer(learning_rate=4e-3, weight_decay=0.05, ema=0.98),
     )
 
 

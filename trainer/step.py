@@ -136,7 +136,8 @@ def _update(model: keras.Model, config: Config, steps_per_epoch: int, frozen: bo
     ) -> dict[str, tf.Tensor]:
         """Returns the new values of all variables that change."""
         norm = tf.norm(gradient)
-        finite = tf.math.is_finite(norm) & tf.math.is_finite(sums[SUMS.index("loss")])
+        loss_finite = tf.math.is_finite(sums[SUMS.index("loss")])
+        finite = tf.math.is_finite(norm) & loss_finite
         if recipe.clip_norm > 0:
             gradient *= recipe.clip_norm / tf.maximum(norm, recipe.clip_norm)
         rate = optimizer.learning_rate(
@@ -151,7 +152,6 @@ def _update(model: keras.Model, config: Config, steps_per_epoch: int, frozen: bo
             "first": first,
             "second": second,
             "statistics": statistics,
-            "sums": old["sums"] + sums,
         }
         if recipe.ema > 0:
             for name in ("weights", "statistics"):
@@ -164,6 +164,8 @@ def _update(model: keras.Model, config: Config, steps_per_epoch: int, frozen: bo
         stopped = old["bad_step"] >= 0
         keep = finite & ~stopped
         new = {name: tf.where(keep, value, old[name]) for name, value in new.items()}
+        # With loss scaling a step may be skipped although its loss is fine, and counts.
+        new["sums"] = tf.where(loss_finite & ~stopped, old["sums"] + sums, old["sums"])
         return new | _count_step(config, old, finite, stopped)
 
     return update

@@ -116,7 +116,7 @@ def make_config(flags: argparse.Namespace, info: manifest.Manifest) -> configs.C
     Raises:
         UserError: a setting is unknown or out of range, or the photos have another size.
     """
-    drawn = info.name == "sample"
+    drawn = info.name == manifest.SAMPLE_NAME
     config = configs.named(flags.config or ("sample" if drawn else "default"))
     settings = configs.parse_settings([word for words in flags.set for word in words])
     for name in ("weights", "epochs", "batch_size", "jit", "precision"):

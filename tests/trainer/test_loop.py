@@ -204,3 +204,55 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_names_the_photos(source
     assert np.isfinite(values(job)["weights"]).all()
     kept = checkpoint.newest(str(tmp_path / "last"))
     assert kept is None or int(kept.rsplit("-", 1)[1]) <= step
+
+
+def test_half_precision_finds_its_loss_scale_while_the_tasks_find_their_weights(source, tmp_path):
+    config = dataclasses.replace(
+        CONFIG,
+        precision="mixed_float16",
+        loss=Loss(weighting="uncertainty"),
+        augment=Augment(mixup=0.2),
+        optimizer=dataclasses.replace(CONFIG.optimizer, clip_norm=1.0),
+    )
+    job = make_job(source, tmp_path, config)
+    # So large that the first gradients must overflow: steps are skipped until it has come down.
+    job.state.loss_scale.assign(2.0**18)
+    start = values(job)
+    record = loop.train(job)[0]
+    found = values(job)
+    assert found["step"] == STEPS
+    assert found["bad_step"] == -1
+    assert 1 <= found["loss_scale"] < 2.0**18
+    assert np.isfinite(found["weights"]).all()
+    assert np.isfinite(record["val_loss"])
+    assert record["num_examples"] == 20
+    assert found["good_steps"] > 0
+    assert (found["weights"] != start["weights"]).any()
+
+
+def test_learned_task_weights_move_and_bfloat16_trains(source, tmp_path):
+    config = dataclasses.replace(
+        CONFIG, epochs=1, precision="mixed_bfloat16", loss=Loss(weighting="uncertainty")
+    )
+    job = make_job(source, tmp_path, config)
+    loop.train(job)
+    log_variances = values(job)["weights"][-2:]
+    assert (np.abs(log_variances) > 1e-4).all()
+    outputs = job.model(tf.zeros([1, datasets.HEIGHT, datasets.WIDTH, 3], tf.uint8))
+    assert outputs["bbox"].dtype == outputs["logits"].dtype == tf.float32
+
+
+def test_the_learning_rate_falls_on_a_plateau(source, tmp_path):
+    flat = Optimizer(
+        learning_rate=1e-9, schedule="plateau", plateau_epochs=1, warmup_epochs=0, weight_decay=0
+    )
+    config = dataclasses.replace(
+        CONFIG,
+        epochs=4,
+        optimizer=flat,
+        augment=Augment(flip=False, crop=0, colour=0),
+        model=dataclasses.replace(CONFIG.model, batch_norm="frozen", dropout=0.0),
+    )
+    rates = [record["learning_rate"] for record in loop.train(make_job(source, tmp_path, config))]
+    assert rates[0] == pytest.approx(1e-9)
+    assert rates[-1] < 0.2e-9

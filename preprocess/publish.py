@@ -94,12 +94,9 @@ def require_free(output: Output, overwrite: bool) -> None:
         UserError: there is an output, and no `overwrite`; or something else is there.
     """
     present = _present(output.path)
-    if not present:
+    if not present or _was_moving(output):
         return
     if manifest.FILE_NAME not in present:
-        # A bucket's publishing that was stopped halfway has moved some of this job's shards.
-        if storage.is_remote(output.path) and _read_state(output) == output.fingerprint:
-            return
         raise UserError(
             f"--output={output.path} exists and is no data set: it holds {sorted(present)[0]!r}"
             f" and no {manifest.FILE_NAME}. Nothing is replaced there; name another folder."
@@ -131,12 +128,11 @@ def locked(output: Output) -> Iterator[None]:
 
 def is_published(output: Output) -> bool:
     """Whether this very job was killed after it had published, before it had cleaned up."""
-    return (
-        not storage.is_remote(output.path)
-        and os.path.exists(f"{output.path}/{manifest.FILE_NAME}")
-        and not os.path.exists(output.data)
-        and _read_state(output) == output.fingerprint
-    )
+    if manifest.FILE_NAME not in _present(output.path):
+        return False
+    if storage.is_remote(output.path):
+        return _was_moving(output) and manifest.FILE_NAME not in storage.sizes(output.data)
+    return _read_state(output)[0] == output.fingerprint and not os.path.exists(output.data)
 
 
 def start(output: Output, names: list[str]) -> tuple[list[str], str]:
@@ -149,7 +145,7 @@ def start(output: Output, names: list[str]) -> tuple[list[str], str]:
     Returns:
         The shards that are still to be written, and a sentence about what was found.
     """
-    before = _read_state(output)
+    before, _ = _read_state(output)
     if before == output.fingerprint:
         done = [name for name in names if _is_whole(output, name)]
         note = f"going on where a job was stopped: {len(done)} of {len(names)} shards are whole"
@@ -166,8 +162,7 @@ def start(output: Output, names: list[str]) -> tuple[list[str], str]:
     for folder in (output.data, *(f"{output.work}/{name}" for name in _WORK_FOLDERS)):
         storage.make_folder(folder)
     if before != output.fingerprint:
-        state = json.dumps({"fingerprint": output.fingerprint}).encode()
-        storage.write(f"{output.incomplete}/state.json", state)
+        _write_state(output, moving=False)
     done_names = set(done)
     return [name for name in names if name not in done_names], note
 
@@ -302,16 +297,16 @@ def publish(output: Output, contents: manifest.Manifest, overwrite: bool) -> Non
 
 def clean_up(output: Output) -> None:
     """Removes what a published output leaves behind; the state last, which says that it is."""
-    if storage.is_remote(output.path):
-        storage.delete(output.incomplete)
-        return
-    _sync_folder(os.path.dirname(output.path))
-    storage.delete(output.replaced)
-    for name in os.listdir(output.incomplete):
+    remote = storage.is_remote(output.path)
+    if not remote:
+        _sync_folder(os.path.dirname(output.path))
+        storage.delete(output.replaced)
+    for name in storage.sizes(output.incomplete) if remote else os.listdir(output.incomplete):
         if name != "state.json":
             storage.delete(f"{output.incomplete}/{name}")
     storage.delete(f"{output.incomplete}/state.json")
-    _remove_if_empty(output.incomplete)
+    if not remote:
+        _remove_if_empty(output.incomplete)
 
 
 _WORK_FOLDERS = ("plan", "partial", "progress", "done")
@@ -365,11 +360,23 @@ def _heal(output: Output) -> None:
         os.rename(output.replaced, output.path)
 
 
-def _read_state(output: Output) -> str:
+def _read_state(output: Output) -> tuple[str, bool]:
+    """Returns the fingerprint of the job whose folder this is, and whether it moves its files."""
     try:
-        return json.loads(storage.read(f"{output.incomplete}/state.json"))["fingerprint"]
+        state = json.loads(storage.read(f"{output.incomplete}/state.json"))
+        return state["fingerprint"], state["moving"]
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return "", False
+
+
+def _write_state(output: Output, moving: bool) -> None:
+    state = json.dumps({"fingerprint": output.fingerprint, "moving": moving})
+    storage.write(f"{output.incomplete}/state.json", state.encode())
+
+
+def _was_moving(output: Output) -> bool:
+    """Whether this job was stopped while it moved its files into a bucket's output."""
+    return storage.is_remote(output.path) and _read_state(output) == (output.fingerprint, True)
 
 
 def _clear(output: Output) -> None:
@@ -414,6 +421,7 @@ def _move_files(output: Output, names: list[str], overwrite: bool) -> None:
     comes last.
     """  # noqa: D205
     require_free(output, overwrite)
+    _write_state(output, moving=True)
     waiting = storage.sizes(output.data)
     for name in sorted(_present(output.path), key=lambda name: name != manifest.FILE_NAME):
         if name in waiting or name not in names:

@@ -126,7 +126,7 @@ def load(source: storage.Source, limit: int | None = None) -> Dataset:
     digest = hashlib.sha256(names_bytes)
     rows: dict[str, Rows] = {}
     rejected = []
-    num_rows, annotated = 0, 0
+    num_rows = 0
     for split, csv_name in ANNOTATIONS.items():
         entry = _find(listing, csv_name)
         if entry is None or not entry.size:
@@ -137,8 +137,7 @@ def load(source: storage.Source, limit: int | None = None) -> Dataset:
         digest.update(hashlib.sha256(data).digest())
         parsed, unusable = parse_annotations(io.BytesIO(data), entry.path, len(class_names))
         del data
-        joined, unjoined, named = photos.join(parsed, split, entry.path)
-        annotated += named
+        joined, unjoined = photos.join(parsed, split)
         unusable = pa.concat_tables([unusable, unjoined])
         if limit is not None:
             joined, unusable = _first_rows(joined, unusable, limit)
@@ -146,6 +145,7 @@ def load(source: storage.Source, limit: int | None = None) -> Dataset:
         rejected.append(unusable)
         rows[split] = Rows(joined, entry.path)
     _require_rows(rows, rejected, photos)
+    notes += photos.describe_unannotated()
     digest.update(photos.digest())
     return Dataset(
         class_names=class_names,
@@ -153,7 +153,7 @@ def load(source: storage.Source, limit: int | None = None) -> Dataset:
         listing=listing,
         rejected=pa.concat_tables(rejected),
         num_rows=num_rows,
-        unannotated=photos.count - annotated,
+        unannotated=len(photos.unannotated()),
         notes=notes,
         fingerprint=digest.hexdigest(),
         stamp=hashlib.sha256(digest.digest() + photos.stamp()).hexdigest(),
@@ -305,6 +305,7 @@ class _Photos:
         self._is_photo = pc.match_substring_regex(self._file, _PHOTO_NAME).to_numpy(
             zero_copy_only=False
         )
+        self._is_named = np.zeros(len(self._position), bool)
         self.count = int(self._is_photo.sum())
         strange = sorted(set(folders.dictionary.to_pylist()) - labels.keys())
         if strange:
@@ -313,23 +314,36 @@ class _Photos:
                 f" {', '.join(strange[:3])}{' …' if len(strange) > 3 else ''}"
             )
 
-    def join(self, rows: pa.Table, split: str, file: str) -> tuple[pa.Table, pa.Table, int]:
+    def join(self, rows: pa.Table, split: str) -> tuple[pa.Table, pa.Table]:
         """Finds the photo of each row.
 
         Returns:
             The rows that have one to themselves, with its position in the listing as `photo`;
-            the others, as `REJECTED`; and how many photos any row names.
+            the others, as `REJECTED`.
         """
         here = np.flatnonzero(pc.equal(self._split, split).to_numpy(zero_copy_only=False))
         file_names = self._file.take(pa.array(here))
         keys = _keys(self._label[here], file_names)
         match = pc.index_in(_keys(rows["label"].to_numpy(), rows["name"]), value_set=keys)
         where = _filled(match)
-        named = int(self._is_photo[here[np.unique(where[where >= 0])]].sum())
+        self._is_named[here[where[where >= 0]]] = True
         position = np.where(where >= 0, self._position[here][where] if len(here) else -1, -1)
         keep, rejected = self._usable(rows, position, split, file_names, here)
         joined = rows.drop_columns(["file"]).append_column("photo", pa.array(position))
-        return joined.filter(pa.array(keep)), rejected, named
+        return joined.filter(pa.array(keep)), rejected
+
+    def unannotated(self) -> np.ndarray:
+        """Returns the positions, in the listing, of photos that no row names."""
+        return self._position[self._is_photo & ~self._is_named]
+
+    def describe_unannotated(self) -> list[str]:
+        """Returns a sentence about photos that no row names, if there are any."""
+        positions = self.unannotated()
+        if not len(positions):
+            return []
+        some = ", ".join(self._path(position) for position in positions[:3])
+        more = " …" if len(positions) > 3 else ""
+        return [f"{len(positions):,} photos have no row and are left out: {some}{more}"]
 
     def _usable(
         self,
@@ -349,7 +363,10 @@ class _Photos:
         refused = found & np.isin(position, list(self._listing.refused))
         alone = found & ~refused & ~inverted
         first_of = _first_rows_of(position, alone, rows["row"].to_numpy())
-        by_name = _filled(pc.index_in(rows["name"], value_set=file_names))
+        by_name = np.full(len(rows), -1)
+        missing = np.flatnonzero(position < 0)
+        names = rows["name"].take(pa.array(missing))
+        by_name[missing] = _filled(pc.index_in(names, value_set=file_names))
 
         def why(i: int, row: dict) -> tuple[str, str, str]:
             """Returns the photo's path as far as it is known, reason and detail."""

@@ -91,11 +91,10 @@ def photo_bytes(height: int, width: int, quality: int) -> float:
         height, width: in pixels.
         quality: JPEG quality, 1 to 100.
     """
-    per_pixel = np.interp(quality, *zip(*_BYTES_PER_PIXEL, strict=True))
+    per_pixel = np.interp(quality, _QUALITIES, _BYTES_PER_PIXEL)
     return 600 + height * width * float(per_pixel)
 
 
-# JPEG quality and bytes a pixel, measured on photos of cars at 256x320.
-_BYTES_PER_PIXEL = (
-    (1, 0.03), (25, 0.08), (50, 0.12), (75, 0.17), (90, 0.27), (95, 0.37), (100, 0.68),
-)  # fmt: skip
+# Measured on photos of cars at 256x320.
+_QUALITIES = (1, 25, 50, 75, 90, 95, 100)
+_BYTES_PER_PIXEL = (0.03, 0.08, 0.12, 0.17, 0.27, 0.37, 0.68)

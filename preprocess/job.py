@@ -33,7 +33,11 @@ def run(flags: argparse.Namespace, options: PipelineOptions, started: float) -> 
     if storage.is_remote(flags.output):
         storage.require_file_system(flags.output)
     place = _absolute(flags.input or _draw_sample())
-    dataset = source.load(storage.open_source(place), flags.limit)
+    try:
+        dataset = source.load(storage.open_source(place), flags.limit)
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if place in text else f"--input={place}: {text}") from None
     for note in dataset.notes:
         print(f"  {note}")
     parameters = _parameters(flags)

@@ -11,7 +11,6 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from preprocess import image, pipeline, plan, progress, publish, shard, source, split, storage
-from preprocess.run import SAMPLE
 from tfrecords import manifest
 from tfrecords.errors import UserError
 
@@ -72,8 +71,8 @@ def warm_up(flags: argparse.Namespace) -> None:
 def _draw_sample() -> str:
     from preprocess import sample  # it needs a drawing library that nothing else here does
 
-    sample.draw(SAMPLE)
-    return SAMPLE
+    sample.draw(sample.DEFAULT_DIRECTORY)
+    return sample.DEFAULT_DIRECTORY
 
 
 def _absolute(path: str) -> str:

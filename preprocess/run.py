@@ -22,8 +22,6 @@ from tfrecords.errors import UserError, run_command
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-SAMPLE = "data/sample"
-
 
 def main(argv: list[str] | None = None) -> None:
     """Parses flags and runs the job.
@@ -66,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(flag, type=kind, help=text, **more)  # type: ignore[arg-type]
 
     add("--input", "folder, zip or bucket of a class-folder data set; without it the built-in"
-        f" sample is drawn into {SAMPLE}", metavar="PATH")  # fmt: skip
+        " sample is drawn", metavar="PATH")  # fmt: skip
     add("--output", "folder of the data set", default="data/tfrecords", metavar="DIR")
     parser.add_argument("--overwrite", action="store_true",
         help="replace an output that exists, once the new one is complete")  # fmt: skip
@@ -140,7 +138,7 @@ def _beam_options(arguments: list[str]) -> "PipelineOptions":
 
 def _intention(flags: argparse.Namespace) -> str:
     lines = [
-        f"preprocess: {flags.input or f'the sample, drawn into {SAMPLE},'} -> {flags.output}",
+        f"preprocess: {flags.input or 'the built-in sample'} -> {flags.output}",
         f"  photos of {flags.image_height}x{flags.image_width} (height x width), {flags.resize},"
         f" JPEG quality {flags.jpeg_quality}",
         f"  {flags.validation_fraction:.0%} of train for validation, seed {flags.seed}",

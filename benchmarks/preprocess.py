@@ -23,7 +23,7 @@ import functools
 import glob
 import json
 import os
-import resource
+import re
 import shutil
 import statistics
 import subprocess
@@ -172,7 +172,7 @@ def _run_job(place: str, output: str, photos: int, flags: argparse.Namespace) ->
     ready: list[float] = []
     watch = threading.Thread(target=_note_when_ready, args=(process, started, ready))
     watch.start()
-    first = published = 0.0
+    first = published = peak = 0.0
     ended = False
     while not ended:
         time.sleep(0.005)
@@ -181,10 +181,9 @@ def _run_job(place: str, output: str, photos: int, flags: argparse.Namespace) ->
             first = now
         if not published and os.path.exists(output):
             published = now
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        ended = pid != 0
+        peak = _peak_mb(process.pid) or peak
+        ended = process.poll() is not None
     seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         assert process.stderr is not None
         sys.exit(f"the job failed: {process.stderr.read()}")
@@ -195,8 +194,21 @@ def _run_job(place: str, output: str, photos: int, flags: argparse.Namespace) ->
         "steady": photos / (published - ready[0]),
         "first_photo_seconds": first,
         "seconds": seconds,
-        "peak_mb": usage.ru_maxrss / 1000,
+        "peak_mb": peak,
     }
+
+
+def _peak_mb(pid: int) -> float:
+    """Returns the peak memory of a process; 0 when it is gone.
+
+    What `wait4` gives would include the memory of the process that started it.
+    """
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            found = re.search(r"VmHWM:\s+(\d+) kB", file.read())
+    except OSError:
+        return 0.0
+    return int(found.group(1)) / 1000 if found else 0.0
 
 
 def _note_when_ready(process: subprocess.Popen, started: float, ready: list[float]) -> None:
@@ -326,7 +338,7 @@ def _run_driver(flags: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=flags.work) as folder:
         timed("write", lambda: [planned.write(n, os.path.join(folder, n)) for n in planned.names])
     assert sum(planned.num_photos.values()) == flags.rows
-    figures["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    figures["peak_mb"] = _peak_mb(os.getpid())
     return figures
 
 

@@ -1,4 +1,4 @@
-"""Vehicles of the built-in sample: twelve kinds as polygons, posed and painted.
+"""Vehicles of the built-in sample: ten kinds as polygons, posed and painted.
 
 Only the shape of the body tells the kinds apart: colours are drawn from the same lot for all.
 """
@@ -55,19 +55,6 @@ def _lines(*ends: tuple[float, float, float]) -> tuple[Part, ...]:
 
 # fmt: off
 KINDS = (
-    Kind(
-        "Audi S4 Sedan 2012",
-        (
-            Part("paint", ((0, 0.3), (0, 0.98), (0.95, 1.04), (1.5, 1.5), (2.85, 1.5), (3.55, 1.02),
-                            (4.6, 0.9), (4.8, 0.7), (4.8, 0.3)), 0.16),
-            Part("glass", ((1.2, 1.04), (1.62, 1.42), (2.2, 1.42), (2.2, 1.02))),
-            Part("glass", ((2.28, 1.02), (2.28, 1.42), (2.8, 1.42), (3.36, 1.0))),
-            *_lines((2.24, 0.38, 1.02), (3.3, 0.38, 1.0), (1.45, 0.62, 1.03)),
-            _box("line", 1.9, 0.85, 2.12, 0.89), _box("line", 2.95, 0.85, 3.17, 0.89),
-            _box("tail", 0.02, 0.76, 0.2, 0.92), _box("lamp", 4.5, 0.66, 4.76, 0.8),
-        ),
-        (0.95, 3.85), 0.35,
-    ),
     Kind(
         "Audi 100 Wagon 1994",
         (
@@ -176,22 +163,6 @@ KINDS = (
             _box("tail", 0.0, 1.0, 0.12, 1.6), _box("lamp", 4.92, 0.86, 5.17, 1.05),
         ),
         (0.95, 4.15), 0.38,
-    ),
-    Kind(
-        "Isuzu NPR Box Truck 2012",
-        (
-            _box("trim", 0.1, 0.55, 5.3, 0.85),
-            Part("paint", ((4.5, 0.5), (4.5, 2.2), (4.75, 2.36), (5.6, 2.36), (6.15, 1.4),
-                (6.2, 0.5)), 0.12),
-            _box("cargo", 0, 0.82, 4.35, 3.2, 0.04),
-            _box("trim", 0, 0.78, 4.35, 0.86, 0), _box("trim", 0, 3.14, 4.35, 3.22, 0),
-            Part("glass", ((4.85, 1.4), (4.85, 2.12), (5.5, 2.12), (5.9, 1.4))),
-            *_lines((4.72, 0.6, 2.2), (5.82, 0.95, 1.4),
-                *((0.87 * i, 0.9, 3.12) for i in range(1, 5))),
-            _box("trim", 5.85, 0.42, 6.3, 0.66), _box("line", 4.82, 1.18, 5.05, 1.24),
-            _box("tail", -0.04, 0.56, 0.14, 0.74), _box("lamp", 6.05, 0.78, 6.2, 1.0),
-        ),
-        (1.2, 5.3), 0.48,
     ),
     Kind(
         "Volvo 7900 City Bus 2012",

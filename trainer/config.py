@@ -55,7 +55,7 @@ class Augment:
     """
 
     flip: bool = True
-    crop: float = 0.8
+    crop: float = 0.4
     colour: float = 0.3
     mixup: float = 0.0
 
@@ -209,11 +209,11 @@ def sample() -> Config:
     return Config(
         name="sample",
         weights="none",
-        epochs=28,
+        epochs=30,
         batch_size=32,
         downscale=4,
         model=Model(alpha=0.35, stride=16, dropout=0.0),
-        augment=Augment(crop=0.6, colour=0.4),
+        augment=Augment(crop=0.3, colour=0.4),
         loss=Loss(label_smoothing=0.05),
         optimizer=Optimizer(learning_rate=4e-3, weight_decay=0.05, ema=0.98),
     )

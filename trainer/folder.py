@@ -42,11 +42,12 @@ def describe_data(path: str, info: manifest.Manifest) -> Data:
     return Data(path, info.name, digest, info.image.height, info.image.width, info.class_names)
 
 
-def open_for_training(folder: str, config: configs.Config, data: Data, *, writes: bool) -> None:
-    """Creates the folder, or makes sure that it is of the same config and data.
+def check(folder: str, config: configs.Config, data: Data) -> None:
+    """Makes sure that a run may be made there, or is of the same config and data.
 
     Raises:
-        UserError: it is of another config or another data set, and says what differs.
+        UserError: it is of another config or another data set, and says what differs; or the
+            folder holds other things.
     """
     if os.path.exists(os.path.join(folder, _CONFIG)):
         old_config, old_data = read(folder)
@@ -59,15 +60,17 @@ def open_for_training(folder: str, config: configs.Config, data: Data, *, writes
                 f"the run {folder} was made with something else: {'; '.join(differences)}."
                 " Use the same settings to continue it, or another --run to start anew."
             )
-        return
-    if os.path.isdir(folder) and os.listdir(folder):
+    elif os.path.isdir(folder) and os.listdir(folder):
         raise UserError(
             f"--run={folder} is a folder with other things in it. Name one that does not exist yet."
         )
-    if writes:
-        os.makedirs(folder, exist_ok=True)
-        _write(os.path.join(folder, _DATA), json.dumps(vars(data), indent=1) + "\n")
-        _write(os.path.join(folder, _CONFIG), configs.to_json(config))
+
+
+def create(folder: str, config: configs.Config, data: Data) -> None:
+    """Creates the folder of a run and writes down what it is made of."""
+    os.makedirs(folder, exist_ok=True)
+    _write(os.path.join(folder, _DATA), json.dumps(vars(data), indent=1) + "\n")
+    _write(os.path.join(folder, _CONFIG), configs.to_json(config))
 
 
 def read(folder: str) -> tuple[configs.Config, Data]:

@@ -22,6 +22,7 @@ from trainer import (
     evaluate,
     folder,
     loop,
+    losses,
     model,
     pictures,
     state,
@@ -29,6 +30,7 @@ from trainer import (
     tensorboard,
 )
 from trainer import config as configs
+from trainer import input as inputs
 from trainer.history import Record
 
 _TENSORBOARD_PICTURES = 4
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rank, _ = strategy.worker(devices)
     check_batch(config, devices.num_replicas_in_sync)
     run = flags.run or os.path.join("runs", f"{info.name}-{config.name}")
-    folder.open_for_training(run, config, data, writes=rank == 0)
+    folder.check(run, config, data)
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - one voice, the chief's, until the end
     print(plan(config, data, info, devices, run), flush=True)
@@ -62,7 +64,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if training is None:
         raise UserError(f"the data set at {flags.data!r} has no train split to learn from.")
+    inputs.steps_per_epoch(training.size, config.batch_size)
+    losses.box_loss(config.loss.box)
     network = model.build(config, training.height, training.width, len(data.class_names))
+    if rank == 0:
+        # Only now: a folder made before a mistake was found would hold the user to the mistake.
+        folder.create(run, config, data)
     job = loop.Job(
         strategy=devices,
         model=network,

@@ -123,6 +123,16 @@ def test_a_mistake_is_named_with_its_remedy(data, tmp_path, flags, said, monkeyp
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "mistake", ["--batch_size=512", "--weights=nowhere.h5", "--set=loss.box=round"]
+)
+def test_a_mistake_leaves_no_run_that_would_hold_to_it(data, tmp_path, mistake):
+    run = tmp_path / "run"
+    with pytest.raises(UserError):
+        task.main([f"--data={data}", f"--run={run}", "--weights=none", "--batch_size=4", mistake])
+    assert not run.exists()
+
+
 def test_an_unknown_flag_ends_with_one_line(capsys):
     with pytest.raises(SystemExit, match="2"):
         task.main(["--epoch=3"])
@@ -163,7 +173,7 @@ def test_evaluating_what_is_no_run_is_named(tmp_path):
 def test_evaluating_photos_of_another_size_is_named(tmp_path, data):
     info = folder.Data(data, "tiny", "0", 64, 96, datasets.CLASS_NAMES)
     run = str(tmp_path / "run")
-    folder.open_for_training(run, configs.Config(), info, writes=True)
+    folder.create(run, configs.Config(), info)
     with pytest.raises(UserError, match=r"32x48 .* takes 64x96"):
         evaluate.main([f"--run={run}"])
 

@@ -37,7 +37,7 @@ _SIZES = (  # width and height of a photo, pixels
     *((853, 480), (1024, 768)),
 )
 _AREA = (0.34, 0.75)  # of the photo, that the box of a vehicle covers where its shape allows it
-_GRAYSCALE_EVERY = 60  # photos
+_GRAYSCALE_EVERY = 40  # photos
 _TURNED = ("train", 10)  # split and number of the photo that is stored on its side
 _ORIENTATION_TAG, _TURNED_RIGHT = 0x0112, 6
 

@@ -62,7 +62,7 @@ def test_classes_are_mixed_and_names_are_those_of_the_folders(drawn):
     assert labels != sorted(labels)
     with open(drawn / "names.csv", encoding="utf-8", newline="") as file:
         names = [row[0] for row in csv.reader(file)]
-    assert len(names) == len(set(names)) == 12
+    assert len(names) == len(set(names)) == 10
     assert "Ram C/V Cargo Van Minivan 2012" in names
     folders = os.listdir(drawn / "car_data" / "car_data" / "train")
     assert "Ram C-V Cargo Van Minivan 2012" in folders
@@ -81,7 +81,7 @@ def test_the_same_file_names_are_other_photos_in_train_and_test(drawn):
 
 def test_no_photo_is_drawn_twice(drawn):
     photos = [digest for name, digest in digests(drawn).items() if name.endswith(".jpg")]
-    assert len(photos) == len(set(photos)) == 6 * 12
+    assert len(photos) == len(set(photos)) == 6 * 10
 
 
 def test_boxes_lie_within_the_photo_as_people_see_it(drawn):
@@ -93,9 +93,9 @@ def test_boxes_lie_within_the_photo_as_people_see_it(drawn):
             assert 0 <= xmin < xmax <= width
             assert 0 <= ymin < ymax <= height
             shares.append((xmax - xmin) * (ymax - ymin) / (width * height))
-    assert min(shares) > 0.07
-    assert max(shares) < 0.72
-    assert max(shares) > 3 * min(shares)
+    assert min(shares) > 0.15  # long and low ones are as wide as the photo before they are large
+    assert max(shares) < 0.77
+    assert max(shares) > 2 * min(shares)
 
 
 def test_a_box_is_tight_around_what_is_painted(monkeypatch):

@@ -164,7 +164,8 @@ def plan(
     run: str,
 ) -> str:
     """Returns what will be done, for people."""
-    sizes = ", ".join(f"{name} {split.num_examples}" for name, split in info.splits.items())
+    splits = [name for name in manifest.SPLITS if name in info.splits]
+    sizes = ", ".join(f"{name} {info.splits[name].num_examples}" for name in splits)
     jit = "with XLA" if loop.uses_jit(config) else "without XLA"
     return "\n".join(
         (

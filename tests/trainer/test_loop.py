@@ -84,7 +84,7 @@ def test_a_run_moves_its_weights_and_tells_every_epoch(undisturbed):
     assert all(np.isfinite(list(record.values())).all() for record in records)
 
 
-@pytest.mark.parametrize("killed_after", [2, 7])
+@pytest.mark.parametrize("killed_after", [pytest.param(2, marks=pytest.mark.slow), 7])
 def test_a_killed_run_ends_with_the_same_bits(undisturbed, source, tmp_path, killed_after):
     often = {"checkpoint_seconds": 0.0}
     with pytest.raises(KilledError):

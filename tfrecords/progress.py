@@ -32,7 +32,7 @@ class Progress:
         self._interval = 0.1 if self._terminal else interval
         self._start = self._shown = time.monotonic()
         self._note: Callable[[], str] = str
-        self._width = 0
+        self._width, self._last = 0, -1
 
     def __enter__(self) -> "Progress":
         return self
@@ -43,7 +43,7 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
+        if kind is None and self._last != self._done:
             self._show()
         if self._terminal:
             print(flush=True)
@@ -68,6 +68,7 @@ class Progress:
             self._show()
 
     def _show(self) -> None:
+        self._last = self._done
         rate = self.rate
         left = (self._total - self._done) / rate if rate > 0 else float("inf")
         share = self._done / self._total if self._total else 1.0

@@ -30,7 +30,7 @@ from tfrecords.errors import UserError, run_command
 DEFAULT_DIRECTORY = "data/sample"
 PHOTOS_PER_CLASS = {"train": 180, "test": 15}
 
-_VERSION = 2  # raise it whenever a change here changes a byte of the drawn data set
+_VERSION = 3  # raise it whenever a change here changes a byte of the drawn data set
 _MARKER = "sample.json"
 _SIZES = (  # width and height of a photo, pixels
     *((480, 360), (500, 375), (600, 480), (640, 427), (640, 480), (720, 480), (800, 600)),

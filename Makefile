@@ -10,7 +10,7 @@ run: .venv/installed
 	$(BIN)/python -m trainer.task --strategy=mirrored
 
 test: .venv/installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses=2 --dist=loadfile
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

@@ -2,8 +2,8 @@
 
     python -m benchmarks.train_step [--data=data/tfrecords] [--replicas=1] [--rounds=5]
 
-All train the same network on photos of the same size with the same losses and AdamW. `model.fit`
-has one batch in memory too, so that it is the steps that are compared.
+All train the same network on photos of the same size with the same augmentation, losses and AdamW.
+`model.fit` has one batch in memory too, so that it is the steps that are compared.
 """
 
 import argparse
@@ -17,9 +17,9 @@ import tensorflow as tf
 from benchmarks import rounds
 from tfrecords import manifest, reader
 from tfrecords.errors import run_command
+from trainer import augment, loop, losses, model, state, strategy
 from trainer import config as configs
 from trainer import input as inputs
-from trainer import loop, losses, model, state, strategy
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -123,10 +123,13 @@ def by_fit(
     batch = {
         k: v[0] for k, v in next(inputs.training_batches(one, source, config, 0, 1, 1)).items()
     }
-    target = tf.one_hot(batch["label"], len(info.class_names))
-    same = tf.data.Dataset.from_tensors(
-        (batch["image"], {"bbox": batch["bbox"], "logits": target})
-    ).repeat()
+
+    def example_and_targets(batch: inputs.Example) -> tuple[tf.Tensor, inputs.Example]:
+        changed = augment.augment(batch, config)
+        target = tf.one_hot(batch["label"], len(info.class_names))
+        return changed["image"], {"bbox": changed["bbox"], "logits": target}
+
+    same = tf.data.Dataset.from_tensors(batch).repeat().map(example_and_targets).prefetch(1)
     box_loss = losses.box_loss(config.loss.box)
     with devices.scope():
         network = model.build(config, source.height, source.width, len(info.class_names))

@@ -216,7 +216,7 @@ def _require_few_rejected(
         f"{total:,} of {dataset.num_rows:,} rows ({total / dataset.num_rows:.1%}) are rejected,"
         f" and --max_rejected={flags.max_rejected:g} allows {flags.max_rejected:.1%}:"
         f" {_counted(counts)}. For example:{examples}\n"
-        f"All are in {output.data}/{publish.REJECTED_NAME}. Mend them, or raise --max_rejected;"
+        f"All are in {output.data}/{manifest.REJECTED_NAME}. Mend them, or raise --max_rejected;"
         " what is done already is kept."
     )
 
@@ -237,7 +237,7 @@ def _print_summary(contents: manifest.Manifest, num_rows: int, output: str, seco
         print(f"            {contents.unannotated:>9,} photos that no row names")
     print(f"{seconds:.1f} s, {total / seconds:,.0f} photos/s\nwritten: {output}")
     if contents.rejected:
-        print(f"set aside: {output}/{publish.REJECTED_NAME}")
+        print(f"set aside: {output}/{manifest.REJECTED_NAME}")
 
 
 def _counted(counts: dict[str, int]) -> str:

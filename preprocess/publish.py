@@ -31,8 +31,6 @@ from preprocess.shard import BOX_MEASURES, Result
 from tfrecords import manifest
 from tfrecords.errors import UserError
 
-REJECTED_NAME = "rejected.jsonl"
-
 # To be raised when the same input and flags give other bytes than before.
 _CODE_VERSION = 1
 
@@ -262,7 +260,7 @@ def write_rejected(output: Output, known: pa.Table, found: list[dict[str, Any]])
     Returns:
         How many by reason. Without any there is no file.
     """
-    path = f"{output.data}/{REJECTED_NAME}"
+    path = f"{output.data}/{manifest.REJECTED_NAME}"
     table = pa.concat_tables([known, pa.Table.from_pylist(found, schema=known.schema)])
     if not len(table):
         storage.delete(path)
@@ -284,7 +282,7 @@ def publish(output: Output, contents: manifest.Manifest, overwrite: bool) -> Non
     """
     wanted = {shard.file for split in contents.splits.values() for shard in split.shards}
     if contents.rejected:
-        wanted.add(REJECTED_NAME)
+        wanted.add(manifest.REJECTED_NAME)
     for name in storage.sizes(output.data).keys() - wanted:
         storage.delete(f"{output.data}/{name}")
     storage.write(f"{output.data}/{manifest.FILE_NAME}", contents.to_json().encode())

@@ -7,17 +7,15 @@ Flags that `--help` does not list go to Beam: `--direct_num_workers=4`, `--flink
 """
 
 import argparse
-import contextlib
 import difflib
-import gc
 import logging
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tfrecords.errors import UserError, run_command
+from tfrecords.quiet import quiet_imports
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -34,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     started = time.monotonic()
     flags, beam_flags = _parser().parse_known_args(argv)
-    with _quiet_imports():
+    with quiet_imports():
         options = _beam_options(beam_flags)
         print(_intention(flags), flush=True)
         from preprocess import job  # and TensorFlow with it
@@ -146,27 +144,6 @@ def _intention(flags: argparse.Namespace) -> str:
     if flags.limit:
         lines.append(f"  a dry run: the first {flags.limit:,} rows of each CSV")
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def _quiet_imports() -> Iterator[None]:
-    """Imports without notices about absent GPUs and cloud libraries, and a fifth faster.
-
-    Those notices are written before anything can be set to silence them. And a garbage collector
-    that looks through half a million objects finds nothing: they live as long as the process.
-    """
-    sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
+
+from tfrecords.quiet import quiet_imports
+
+with quiet_imports():
+    import tensorflow as tf
 
 from tfrecords import example, manifest, reader
 from tfrecords.errors import UserError, run_command
@@ -21,8 +25,6 @@ _IMBALANCE = 10  # times more training photos in the largest class than in the s
 _SMALL_BOX, _FULL_BOX = 0.01, 0.99  # share of the photo's area below and above which a box is odd
 _NAMED = 5  # photos or classes that one warning names before it says "and N more"
 _CHUNK = 128  # records examined in one graph call
-
-REJECTED_FILE = "rejected.jsonl"
 
 
 def summary(info: manifest.Manifest, directory: str) -> str:
@@ -216,13 +218,13 @@ def verify(info: manifest.Manifest, directory: str) -> Iterator[str]:
 
 
 def _verify_rejected(info: manifest.Manifest, directory: str) -> Iterator[str]:
-    path, expected = os.path.join(directory, REJECTED_FILE), sum(info.rejected.values())
+    path, expected = os.path.join(directory, manifest.REJECTED_NAME), sum(info.rejected.values())
     lines = 0
     if tf.io.gfile.exists(path):
         with tf.io.gfile.GFile(path, "rb") as file:
             lines = sum(1 for _ in file)
     if lines != expected:
-        yield f"{REJECTED_FILE}: {lines} lines, {manifest.FILE_NAME} says {expected}"
+        yield f"{manifest.REJECTED_NAME}: {lines} lines, {manifest.FILE_NAME} says {expected}"
 
 
 def _verify_shard(

@@ -9,6 +9,7 @@ from typing import Any
 from tfrecords.errors import UserError
 
 FILE_NAME = "dataset.json"
+REJECTED_NAME = "rejected.jsonl"
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 SAMPLE_NAME = "drawn"

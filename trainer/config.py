@@ -23,9 +23,10 @@ class Model:
         alpha: width of MobileNetV2; ImageNet weights exist for 1.0 (and others of Keras).
         stride: pixels of the photo to a cell of the feature map: 32 for the whole backbone, 16 to
             end it where its last stage begins.
-        head: where the box is read from. `pooled`: from the pooled features, as the notebook's.
-            `spatial`: from the feature map, whose cells know where they are.
-        filters: of the 1x1 convolution before the heads.
+        head: `pooled`: box and name are read from pooled features, as in the notebook. `spatial`:
+            the box from the feature map, whose cells know where they are, and the name from the
+            backbone's own pooled features.
+        filters: of the 1x1 convolution before the heads (`spatial`: before the box only).
         dropout: rate before the heads, 0 to 1.
         batch_norm: `local` (statistics of the batch of one replica), `synchronized` (of the
             global batch; not with XLA), or `frozen` (the statistics that the weights came with).
@@ -48,7 +49,7 @@ class Augment:
 
     Attributes:
         flip: mirror half of the photos, box included.
-        crop: cut away up to this share of each side's margin outside the box, 0 to 1.
+        crop: cut away, or add, up to this share of each side's margin outside the box, 0 to 1.
         colour: strength of brightness, contrast and saturation changes, 0 to 1.
         mixup: alpha of the Beta distribution by which two photos of a batch are mixed, names
             only (Zhang et al. 2018, arXiv:1710.09412); 0 for none.
@@ -134,7 +135,7 @@ class Config:
     image_width: int | None = None
     downscale: int = 1
     epochs: int = 30
-    batch_size: int = 64
+    batch_size: int = 32
     seed: int = 42
     shuffle: bool = True
     early_stopping_epochs: int = 0
@@ -194,6 +195,7 @@ def baseline() -> Config:
     return Config(
         name="baseline",
         epochs=5,
+        batch_size=64,
         shuffle=False,
         model=Model(head="pooled", dropout=0.5, batch_norm_momentum=0.999),
         augment=Augment(flip=False, crop=0.0, colour=0.0),
@@ -209,8 +211,7 @@ def sample() -> Config:
     return Config(
         name="sample",
         weights="none",
-        epochs=30,
-        batch_size=32,
+        epochs=20,
         downscale=4,
         model=Model(alpha=0.35, stride=16, dropout=0.0),
         augment=Augment(crop=0.3, colour=0.4),

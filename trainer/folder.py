@@ -11,6 +11,8 @@ from tfrecords.errors import UserError
 from trainer import config as configs
 
 _CONFIG, _DATA = "config.json", "data.json"
+# All that may be there when a run was killed before its config, which is written last.
+_BEGUN = frozenset({_DATA, f"{_DATA}.new", f"{_CONFIG}.new"})
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def check(folder: str, config: configs.Config, data: Data) -> None:
                 f"the run {folder} was made with something else: {'; '.join(differences)}."
                 " Use the same settings to continue it, or another --run to start anew."
             )
-    elif os.path.isdir(folder) and os.listdir(folder):
+    elif os.path.isdir(folder) and not _BEGUN.issuperset(os.listdir(folder)):
         raise UserError(
             f"--run={folder} is a folder with other things in it. Name one that does not exist yet."
         )

@@ -1,8 +1,9 @@
-"""From records to augmented batches on every replica.
+"""From records to batches on every replica.
 
-Which record stands at which position of a run, and how it is changed, are functions of
-(seed, position) alone. So any position can be the first, the order does not depend on how many
-replicas or workers share the batches, and nothing has to be replayed to resume.
+Which record stands at which position of a run is a function of (seed, position) alone. So any
+position can be the first, the order does not depend on how many replicas or workers share the
+batches, and nothing has to be replayed to resume. `trainer.augment` changes the photos later, on
+the device.
 """
 
 import os
@@ -14,10 +15,9 @@ import tensorflow as tf
 
 from tfrecords import example, reader
 from tfrecords.errors import UserError
-from trainer.config import Augment, Config
+from trainer.config import Config
 
 Example = dict[str, tf.Tensor]
-Fetch = Callable[[tf.Tensor, Callable[[tf.Tensor], tf.Tensor] | None], Example]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class Source:
         size: how many there are.
         height, width: of the photos, in pixels.
         load: numbers int64 [n] -> whatever `fetch` needs of them, as tensors [n, ...].
-        fetch: (one of those, window) -> `image`, `bbox`, `label`; `window`, when given, maps the
-            box to the part of the photo to cut out: int32 [4], (y, x, height, width).
+        fetch: one of those -> `image`, `bbox`, `label`.
         names: numbers int64 [n] -> where these photos came from.
     """
 
@@ -37,7 +36,7 @@ class Source:
     height: int
     width: int
     load: Callable[[tf.Tensor], Example]
-    fetch: Fetch
+    fetch: Callable[[Example], Example]
     names: Callable[[tf.Tensor], list[str]]
 
 
@@ -114,13 +113,14 @@ def training_batches(
     Args:
         strategy: whose replicas share each global batch.
         source: of the training split.
-        config: batch size, order, augmentation.
+        config: batch size and order.
         start, stop: steps, the first and the one after the last.
         steps_per_call: batches in a group; fewer before an epoch ends.
 
     Returns:
         An iterator over dicts of per-replica `image` uint8 [k, b, h, w, 3], `bbox` float32
-        [k, b, 4], `label` int64 [k, b] from 0, `mask` bool [k, b], all true.
+        [k, b, 4], `label` int64 [k, b] from 0, `mask` bool [k, b], all true,
+        `position` int64 [k, b] in the run.
     """
     per_epoch = steps_per_epoch(source.size, config.batch_size)
 
@@ -132,8 +132,7 @@ def training_batches(
             step += count
 
     def one(fields: Example, position: tf.Tensor) -> Example:
-        seed = tf.stack([tf.constant(config.seed, tf.int64), position])
-        return augment(source, fields, config.augment, seed) | {"mask": tf.constant(True)}
+        return source.fetch(fields) | {"mask": tf.constant(True), "position": position}
 
     def pick(positions: tf.Tensor) -> tf.Tensor:
         return numbers(config, source.size, positions)
@@ -157,7 +156,7 @@ def evaluation_batches(
         return ((step, 1) for step in range(-(-source.size // batch_size)))
 
     def one(fields: Example, position: tf.Tensor) -> Example:
-        return source.fetch(fields, None) | {"mask": position < source.size}
+        return source.fetch(fields) | {"mask": position < source.size, "position": position}
 
     def pick(positions: tf.Tensor) -> tf.Tensor:
         return tf.minimum(positions, source.size - 1)
@@ -165,104 +164,16 @@ def evaluation_batches(
     return _distribute(strategy, source, groups, pick, one, batch_size)
 
 
-def augment(source: Source, fields: Example, recipe: Augment, seed: tf.Tensor) -> Example:
-    """Fetches one photo, changed at random but for its name.
-
-    Args:
-        source: to fetch from.
-        fields: what its `load` gave for this example.
-        recipe: what to change, and how much.
-        seed: int64 [2].
-
-    Returns:
-        `image` uint8 [height, width, 3], `bbox` float32 [4], `label` int64.
-    """
-    draws = tf.random.stateless_uniform([8], seed)
-
-    def window(bbox: tf.Tensor) -> tf.Tensor:
-        return crop_window(bbox, recipe.crop * draws[:4], source.height, source.width)
-
-    out = source.fetch(fields, window if recipe.crop > 0 else None)
-    image, bbox = out["image"], out["bbox"]
-    if recipe.crop > 0:
-        image = tf.image.resize(image, [source.height, source.width])
-    if recipe.colour > 0:
-        image = change_colour(tf.cast(image, tf.float32), recipe.colour * (2 * draws[4:7] - 1))
-    if image.dtype != tf.uint8:
-        image = tf.saturate_cast(tf.round(image), tf.uint8)
-    if recipe.flip:
-        image, bbox = tf.cond(draws[7] < 0.5, lambda: flip(image, bbox), lambda: (image, bbox))
-    return out | {"image": image, "bbox": bbox}
-
-
-def crop_window(bbox: tf.Tensor, share: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Chooses a part of a photo that keeps the box whole.
-
-    Args:
-        bbox: float32 [4], fractions.
-        share: float32 [4] in [0, 1]: how much of the margin to cut left, above, right, below.
-        height, width: of the photo, in pixels.
-
-    Returns:
-        int32 [4], (y, x, height, width) in pixels.
-    """
-    low = tf.cast(tf.floor(share[:2] * bbox[:2] * [width, height]), tf.int32)
-    high = tf.cast(tf.floor(share[2:] * (1 - bbox[2:]) * [width, height]), tf.int32)
-    size = tf.maximum([width, height] - low - high, 1)
-    return tf.stack([low[1], low[0], size[1], size[0]])
-
-
-def box_in_window(bbox: tf.Tensor, window: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Returns a box, float32 [4], as fractions of a window of its photo."""
-    y, x, high, wide = tf.unstack(tf.cast(window, tf.float32))
-    corner, size = tf.stack([x, y, x, y]), tf.stack([wide, high, wide, high])
-    scale = tf.constant([width, height, width, height], tf.float32)
-    return tf.clip_by_value((bbox * scale - corner) / size, 0.0, 1.0)
-
-
-def change_colour(image: tf.Tensor, strength: tf.Tensor) -> tf.Tensor:
-    """Changes brightness, contrast and saturation.
-
-    Args:
-        image: float32 [h, w, 3], values 0 to 255.
-        strength: float32 [3], each in [-1, 1]: brightness (times 128), contrast and saturation
-            (factor 1 + strength).
-
-    Returns:
-        float32 [h, w, 3], not clipped.
-    """
-    brightness, contrast, saturation = tf.unstack(strength)
-    # All three are linear: one pass over the pixels does them.
-    grey = tf.constant([0.299, 0.587, 0.114])[:, tf.newaxis] * tf.ones([1, 3])
-    mix = (1 + saturation) * tf.eye(3) - saturation * grey
-    offset = 128 * brightness - 128 * contrast
-    shape = tf.shape(image)
-    pixels = tf.matmul(tf.reshape(image, [-1, 3]), (1 + contrast) * mix) + offset
-    return tf.reshape(pixels, shape)
-
-
-def flip(image: tf.Tensor, bbox: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mirrors a photo [h, w, 3] and its box [4] left to right."""
-    mirrored = tf.stack([1 - bbox[2], bbox[1], 1 - bbox[0], bbox[3]])
-    return tf.reverse(image, [1]), mirrored
-
-
 def _uncached(records: reader.Records, height: int, width: int, downscale: int) -> Source:
     def load(wanted: tf.Tensor) -> Example:
         serialized = tf.numpy_function(records.read, [wanted], tf.string, stateful=False)
         return {"serialized": tf.ensure_shape(serialized, [None])}
 
-    def fetch(fields: Example, window: Callable[[tf.Tensor], tf.Tensor] | None) -> Example:
+    def fetch(fields: Example) -> Example:
         parsed = example.parse(fields["serialized"])
-        bbox = parsed["bbox"]
-        if window is None:
-            image = tf.io.decode_jpeg(parsed["encoded"], channels=3, ratio=downscale)
-            image = tf.ensure_shape(image, [height, width, 3])
-        else:
-            part = window(bbox)
-            image = tf.image.decode_and_crop_jpeg(parsed["encoded"], part, 3, downscale)
-            bbox = box_in_window(bbox, part, height, width)
-        return {"image": image, "bbox": bbox, "label": parsed["label"] - 1}
+        image = tf.io.decode_jpeg(parsed["encoded"], channels=3, ratio=downscale)
+        image = tf.ensure_shape(image, [height, width, 3])
+        return {"image": image, "bbox": parsed["bbox"], "label": parsed["label"] - 1}
 
     def names(wanted: tf.Tensor) -> list[str]:
         found = [example.parse(record)["filename"] for record in records.read(wanted.numpy())]
@@ -277,9 +188,10 @@ def _cached(records: reader.Records, source: Source) -> Source:
     images = np.empty((size, height, width, 3), np.uint8)
     boxes, labels = np.empty((size, 4), np.float32), np.empty(size, np.int64)
     every = tf.data.Dataset.range(size).batch(64).map(source.load).unbatch()
-    decoded = every.map(lambda fields: source.fetch(fields, None), tf.data.AUTOTUNE)
+    decoded = every.map(source.fetch, tf.data.AUTOTUNE)
     for i, out in enumerate(decoded.as_numpy_iterator()):
         images[i], boxes[i], labels[i] = out["image"], out["bbox"], out["label"]
+    photo = [height, width, 3]
     table = {name: tf.constant(v) for name, v in (("bbox", boxes), ("label", labels))}
     with tf.device("/cpu:0"):
         photos = tf.constant(images)
@@ -287,14 +199,9 @@ def _cached(records: reader.Records, source: Source) -> Source:
     def load(wanted: tf.Tensor) -> Example:
         return {"number": wanted}
 
-    def fetch(fields: Example, window: Callable[[tf.Tensor], tf.Tensor] | None) -> Example:
+    def fetch(fields: Example) -> Example:
         out = {name: tf.gather(values, fields["number"]) for name, values in table.items()}
-        image = tf.ensure_shape(tf.gather(photos, fields["number"]), [height, width, 3])
-        if window is not None:
-            part = window(out["bbox"])
-            image = tf.image.crop_to_bounding_box(image, *tf.unstack(part))
-            out["bbox"] = box_in_window(out["bbox"], part, height, width)
-        return out | {"image": image}
+        return out | {"image": tf.ensure_shape(tf.gather(photos, fields["number"]), photo)}
 
     return Source(size, height, width, load, fetch, source.names)
 
@@ -362,4 +269,5 @@ def _signature(source: Source) -> dict[str, tf.TensorSpec]:
         "bbox": tf.TensorSpec([4], tf.float32),
         "label": tf.TensorSpec([], tf.int64),
         "mask": tf.TensorSpec([], tf.bool),
+        "position": tf.TensorSpec([], tf.int64),
     }

@@ -9,6 +9,7 @@ import os
 import keras
 
 from tfrecords.errors import UserError
+from trainer.batch_norm import FusedBatchNormalization
 from trainer.config import Config
 
 _ALPHAS_WITH_WEIGHTS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
@@ -57,13 +58,20 @@ def _backbone(config: Config, shape: tuple[int, int, int], fresh: bool) -> keras
         weights=None,
         name="backbone",
     )
-    if not fresh:
-        return backbone
-    if config.weights == "imagenet":
+    if fresh and config.weights == "imagenet":
         _load_imagenet(backbone, config.model.alpha)
-    elif config.weights != "none":
+    elif fresh and config.weights != "none":
         _load_file(backbone, config.weights)
-    return backbone
+    fused = keras.models.clone_model(backbone, clone_function=_fuse)
+    fused.set_weights(backbone.get_weights())
+    return fused
+
+
+def _fuse(layer: keras.Layer) -> keras.Layer:
+    kind = type(layer)
+    if kind is keras.layers.BatchNormalization:
+        kind = FusedBatchNormalization
+    return kind.from_config(layer.get_config())
 
 
 def _cut(backbone: keras.Model, stride: int) -> keras.Model:
@@ -117,30 +125,21 @@ def _heads(
 ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     layers = keras.layers
     common = _conv_block(features, config.model.filters, "head")
-    spatial = config.model.head == "spatial"
-    pooled = _attend(common) if spatial else layers.GlobalAveragePooling2D(name="pool")(common)
-    pooled = layers.Dropout(config.model.dropout, seed=config.seed, name="dropout")(pooled)
-    where = pooled
-    if spatial:
-        cells = layers.Flatten()(_conv_block(common, 64, "cells"))
+    # Pre-trained features tell names apart better than few filters that start at random.
+    told_by = common if config.model.head == "pooled" else features
+    pooled = layers.GlobalAveragePooling2D(name="pool")(told_by)
+    pooled = where = layers.Dropout(config.model.dropout, seed=config.seed, name="dropout")(pooled)
+    if config.model.head == "spatial":
+        cells = layers.Flatten(name="cells")(_conv_block(common, 64, "cell"))
         where = layers.Dense(128, activation="relu", name="edges")(cells)
     bbox = layers.Dense(4, activation="sigmoid", dtype="float32", name="bbox")(where)
     logits = layers.Dense(classes, dtype="float32", name="label")(pooled)
     return bbox, logits
 
 
-def _attend(x: keras.KerasTensor) -> keras.KerasTensor:
-    """Averages the cells by how much each has to say, so that the background may keep silent."""
-    layers = keras.layers
-    cells = layers.Reshape((-1, x.shape[-1]))(x)
-    scores = layers.Reshape((-1, 1))(layers.Conv2D(1, 1, name="attention")(x))
-    shares = layers.Softmax(axis=1)(scores)
-    return layers.Flatten()(layers.Dot(axes=1, name="pool")([cells, shares]))
-
-
 def _conv_block(x: keras.KerasTensor, filters: int, name: str) -> keras.KerasTensor:
     x = keras.layers.Conv2D(filters, 1, name=f"{name}_conv")(x)
-    x = keras.layers.BatchNormalization(name=f"{name}_bn")(x)
+    x = FusedBatchNormalization(name=f"{name}_bn")(x)
     return keras.layers.ReLU(name=f"{name}_relu")(x)
 
 

@@ -1,7 +1,7 @@
 """One step of training, and one of evaluation, as one replica does it.
 
-A training step has three parts: gradients (pure, compiled by XLA when asked), one all-reduce,
-update (pure, compiled). Only then are variables assigned.
+A training step augments its photos, and then has three parts: gradients (pure, compiled by XLA when
+asked), one all-reduce, update (pure, compiled). Only then are variables assigned.
 """
 
 from collections.abc import Callable
@@ -10,11 +10,13 @@ import keras
 import tensorflow as tf
 
 from trainer import losses, metrics, optimizer
+from trainer.augment import augment
 from trainer.config import Config
 from trainer.state import LOSSES, SUMS, State, judged, layouts, predictor
 
 Batch = dict[str, tf.Tensor]
-"""`image` uint8 [b, h, w, 3], `bbox` float32 [b, 4], `label` int64 [b] from 0, `mask` bool [b]."""
+"""`image` uint8 [b, h, w, 3], `bbox` float32 [b, 4], `label` int64 [b] from 0, `mask` bool [b],
+`position` int64 [b] in the run."""
 
 # Loss scaling as in "Mixed Precision Training" (Micikevicius et al. 2018): halved when gradients
 # overflow, doubled after so many steps without.
@@ -36,13 +38,15 @@ def make_train_step(
         state: read and assigned.
         config: the recipe.
         steps_per_epoch: for the learning rate.
-        jit: compile the pure parts by XLA.
+        jit: compile the gradients by XLA. The update pays on every device, and is compiled
+            unless the config says `off`.
         frozen: only the heads learn.
     """
     gradients = _gradients(model, config, frozen)
     update = _update(model, config, steps_per_epoch, frozen)
     if jit:
         gradients = tf.function(gradients, jit_compile=True)
+    if config.jit != "off":
         update = tf.function(update, jit_compile=True)
 
     def step(batch: Batch) -> None:
@@ -51,6 +55,7 @@ def make_train_step(
         values = {name: tf.convert_to_tensor(v) for name, v in state.variables().items()}
         replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
         seed = tf.stack([tf.constant(config.seed, tf.int64), values["step"] * replicas + replica])
+        batch = augment(batch, config)
         local = gradients(
             values["weights"], values["statistics"], values["loss_scale"], batch, seed, replicas
         )
@@ -203,7 +208,7 @@ def _mix(batch: Batch, config: Config, classes: int, seed: tf.Tensor) -> tuple[B
     share = draws[0] / (draws[0] + draws[1])
     # The larger part decides the box and whose photo it is.
     share = tf.maximum(share, 1 - share)
-    image = tf.cast(batch["image"], tf.float32)
+    image = batch["image"]
     pixels = share[:, tf.newaxis, tf.newaxis, tf.newaxis]
     image = pixels * image + (1 - pixels) * image[::-1]
     target = share[:, tf.newaxis] * target + (1 - share[:, tf.newaxis]) * target[::-1]

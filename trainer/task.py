@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if training is None:
         raise UserError(f"the data set at {flags.data!r} has no train split to learn from.")
-    inputs.steps_per_epoch(training.size, config.batch_size)
+    check_profile(flags, config.epochs * inputs.steps_per_epoch(training.size, config.batch_size))
     losses.box_loss(config.loss.box)
     network = model.build(config, training.height, training.width, len(data.class_names))
     if rank == 0:
@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except loop.PreemptedError:
         print(f"SIGTERM: saved in {run}. Start the same command again to go on.", flush=True)
         sys.exit(loop.EXIT_PREEMPTED)
-    finish(job, records, info)
+    wanted = flags.report or ("test" if "test" in info.splits else "validation")
+    finish(job, records, wanted if wanted in info.splits else None)
 
 
 def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -109,6 +110,11 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--cache", choices=("none", "memory"), default="none", help="keep decoded photos")
     add("--keep", type=int, default=2, help="newest checkpoints to keep")
     add("--checkpoint_seconds", type=float, default=300.0, help="save at least this often")
+    add(
+        "--report",
+        choices=("test", "validation", "none"),
+        help="split to judge at the end (default: test)",
+    )
     add("--profile", type=_profile, metavar="START:STOP", help="steps to profile, for TensorBoard")
     flags = parser.parse_args(argv)
     for name in ("steps_per_call", "keep"):
@@ -153,6 +159,19 @@ def check_batch(config: configs.Config, replicas: int) -> None:
         raise UserError(
             f"the global batch size {config.batch_size} cannot be shared evenly by {replicas}"
             f" replicas in {config.optimizer.accumulate} parts each. Try --batch_size={nearest}."
+        )
+
+
+def check_profile(flags: argparse.Namespace, steps: int) -> None:
+    """Checks that the steps to profile are steps of the run.
+
+    Raises:
+        UserError: they are not.
+    """
+    if flags.profile and flags.profile[1] > steps:
+        start, stop = flags.profile
+        raise UserError(
+            f"--profile={start}:{stop}: the run has {steps} steps. Give a STOP of {steps} at most."
         )
 
 
@@ -211,13 +230,12 @@ def make_options(
     )
 
 
-def finish(job: loop.Job, records: list[Record], info: manifest.Manifest) -> None:
-    """Evaluates the best epoch on the test split, draws, and says where everything is."""
+def finish(job: loop.Job, records: list[Record], split: str | None) -> None:
+    """Judges the best epoch on a split, if any, draws, and says where everything is."""
     checkpoint.restore(job.state, evaluate.best_checkpoint(job.folder))
     if job.options.chief:
         pictures.curves(records, os.path.join(job.folder, "curves.png"))
-    split = "test" if "test" in info.splits else "validation"
-    if split in info.splits:
+    if split:
         evaluate.report(job, folder.read(job.folder)[1], split)
     print(f"curves: {os.path.join(job.folder, 'curves.png')}\nrun: {job.folder}{os.sep}")
 

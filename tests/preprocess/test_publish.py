@@ -15,17 +15,6 @@ from tests.preprocess import photo_sets
 from tfrecords import manifest
 from tfrecords.errors import UserError
 
-
-@pytest.fixture
-def cars(tmp_path):
-    return photo_sets.write(tmp_path / "cars")
-
-
-@pytest.fixture
-def output(tmp_path):
-    return tmp_path / "out" / "cars"
-
-
 SHARDS = ("--train_shards=6", "--validation_shards=1", "--test_shards=1")
 
 

@@ -21,16 +21,6 @@ from tfrecords import example, manifest, reader
 from tfrecords.errors import UserError
 
 
-@pytest.fixture
-def cars(tmp_path):
-    return photo_sets.write(tmp_path / "cars")
-
-
-@pytest.fixture
-def output(tmp_path):
-    return tmp_path / "out" / "cars"
-
-
 def records(folder, split):
     info = manifest.read(str(folder))
     files = [f"{folder}/{part.file}" for part in info.splits[split].shards]

@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,10 +7,9 @@ from hypothesis import strategies as st
 from tests.tfrecords import datasets
 from tfrecords.errors import UserError
 from trainer import input as inputs
-from trainer.config import Augment, Config
+from trainer.config import Config
 
-PLAIN = Augment(flip=False, crop=0.0, colour=0.0)
-CONFIG = Config(batch_size=4, seed=7, augment=PLAIN)
+CONFIG = Config(batch_size=4, seed=7)
 
 
 def one_device() -> tf.distribute.Strategy:
@@ -77,15 +74,13 @@ def test_another_seed_gives_another_order():
 
 
 def test_any_step_can_be_the_first(source):
-    config = dataclasses.replace(CONFIG, augment=Augment(crop=0.5, colour=0.3))
-    everything = batches(one_device(), source("train"), config, 0, 13)
-    assert_same(everything[6:], batches(one_device(), source("train"), config, 6, 13))
+    everything = batches(one_device(), source("train"), CONFIG, 0, 13)
+    assert_same(everything[6:], batches(one_device(), source("train"), CONFIG, 6, 13))
 
 
 def test_two_replicas_share_the_batches_that_one_device_has(source):
-    config = dataclasses.replace(CONFIG, augment=Augment(crop=0.5, colour=0.3))
-    one = batches(one_device(), source("train"), config, 0, 6)
-    assert_same(one, batches(two_replicas(), source("train"), config, 0, 6))
+    one = batches(one_device(), source("train"), CONFIG, 0, 6)
+    assert_same(one, batches(two_replicas(), source("train"), CONFIG, 0, 6))
 
 
 def test_groups_hold_the_same_batches_and_end_with_the_epoch(source):
@@ -97,9 +92,8 @@ def test_groups_hold_the_same_batches_and_end_with_the_epoch(source):
 
 
 def test_photos_kept_in_memory_are_the_same(source):
-    config = dataclasses.replace(CONFIG, augment=Augment(crop=0.0, colour=0.0))
-    read = batches(one_device(), source("train"), config, 0, 5)
-    assert_same(read, batches(one_device(), source("train", "memory"), config, 0, 5))
+    read = batches(one_device(), source("train"), CONFIG, 0, 5)
+    assert_same(read, batches(one_device(), source("train", "memory"), CONFIG, 0, 5))
 
 
 def test_photos_that_do_not_fit_into_memory_are_refused():
@@ -127,66 +121,3 @@ def test_evaluation_sees_each_example_once_and_masks_the_rest(source, make):
 def test_fewer_examples_than_a_batch_is_an_error_for_people():
     with pytest.raises(UserError, match="--batch_size"):
         inputs.steps_per_epoch(5, 8)
-
-
-sides = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted).filter(lambda s: s[1] - s[0] > 0.05)
-shares = st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4)
-
-
-@given(x=sides, y=sides, share=shares)
-@settings(deadline=None, max_examples=100)
-def test_a_crop_keeps_the_box_whole_and_where_it_was(x, y, share):
-    height, width = 48, 64
-    bbox = np.array([x[0], y[0], x[1], y[1]], np.float32)
-    window = inputs.crop_window(bbox, np.float32(share), height, width).numpy()
-    top, left, high, wide = window
-    assert 0 <= top < top + high <= height
-    assert 0 <= left < left + wide <= width
-    inside = inputs.box_in_window(tf.constant(bbox), window, height, width).numpy()
-    back = inside * [wide, high, wide, high] + [left, top, left, top]
-    # Within rounding the box is where it was, so nothing of it was cut away.
-    np.testing.assert_allclose(back / [width, height, width, height], bbox, atol=1e-4)
-
-
-def test_flipping_twice_is_nothing():
-    image = tf.constant(np.random.default_rng(0).integers(0, 256, (4, 6, 3)), tf.uint8)
-    bbox = tf.constant([0.1, 0.2, 0.5, 0.9])
-    once = inputs.flip(image, bbox)
-    np.testing.assert_allclose(once[1], [0.5, 0.2, 0.9, 0.9], rtol=1e-6)
-    np.testing.assert_array_equal(once[0][:, 0], image[:, -1])
-    twice = inputs.flip(*once)
-    np.testing.assert_array_equal(twice[0], image)
-    np.testing.assert_allclose(twice[1], bbox, rtol=1e-6)
-
-
-def test_colour_of_strength_nothing_is_nothing_and_no_saturation_is_grey():
-    image = tf.random.stateless_uniform([4, 6, 3], [1, 2], 0, 255)
-    np.testing.assert_allclose(inputs.change_colour(image, tf.zeros(3)), image, atol=1e-3)
-    grey = inputs.change_colour(image, tf.constant([0.0, 0.0, -1.0])).numpy()
-    np.testing.assert_allclose(grey[..., 0], grey[..., 2], atol=1e-3)
-    brighter = inputs.change_colour(image, tf.constant([0.5, 0.0, 0.0])).numpy()
-    np.testing.assert_allclose(brighter - image, 64, atol=1e-3)
-
-
-def test_augmented_boxes_still_frame_the_same_thing(source):
-    """A white square on black, whose box is known, is found again in every augmented photo."""
-    recipe = Augment(flip=True, crop=1.0, colour=0.0)
-    height, width = 48, 64
-    photo = np.zeros((height, width, 3), np.uint8)
-    photo[12:30, 20:45] = 255
-    bbox = tf.constant([20 / width, 12 / height, 45 / width, 30 / height])
-
-    def fetch(fields, window):
-        part = window(bbox)
-        image = tf.image.crop_to_bounding_box(photo, *tf.unstack(part))
-        inside = inputs.box_in_window(bbox, part, height, width)
-        return {"image": image, "bbox": inside, "label": fields}
-
-    drawn = inputs.Source(1, height, width, lambda n: n, fetch, lambda n: [])
-    for position in range(20):
-        seed = tf.constant([3, position], tf.int64)
-        out = inputs.augment(drawn, tf.constant(0), recipe, seed)
-        white = np.argwhere(out["image"].numpy()[..., 0] > 127)
-        (top, left), (bottom, right) = white.min(0), white.max(0) + 1
-        found = [left / width, top / height, right / width, bottom / height]
-        np.testing.assert_allclose(found, out["bbox"], atol=1.5 / height)

@@ -114,6 +114,7 @@ def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_bits(data, finis
         (["--weights=nowhere.h5", "--batch_size=4"], "no such file"),
         (["--strategy=multiworker"], "TF_CONFIG"),
         (["--strategy=one", "--replicas=2"], "use mirrored"),
+        (["--profile=3:12", "--batch_size=4", "--epochs=2"], "the run has 10 steps"),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(data, tmp_path, flags, said, monkeypatch):
@@ -163,6 +164,13 @@ def test_a_folder_with_other_things_is_left_alone(data, tmp_path):
     with pytest.raises(UserError, match="other things"):
         task.main([f"--data={data}", f"--run={tmp_path}", "--weights=none", "--batch_size=4"])
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_a_start_killed_before_its_config_was_written_is_taken_over(data, tmp_path):
+    info = folder.Data(data, "tiny", "0", 32, 48, datasets.CLASS_NAMES)
+    folder.create(str(tmp_path), configs.Config(), info)
+    (tmp_path / "config.json").rename(tmp_path / "config.json.new")
+    folder.check(str(tmp_path), configs.Config(), info)
 
 
 def test_evaluating_what_is_no_run_is_named(tmp_path):

@@ -11,8 +11,6 @@ from trainer.config import Config
 
 Batch = dict[str, tf.Tensor]
 
-_GREY = 127.5
-
 
 def augment(batch: Batch, config: Config) -> Batch:
     """Changes the photos and boxes of one replica's share of a global batch.
@@ -27,7 +25,10 @@ def augment(batch: Batch, config: Config) -> Batch:
     image, bbox, recipe = batch["image"], batch["bbox"], config.augment
     draws = _draws(batch["position"], config)
     if recipe.crop > 0 or recipe.flip:
-        window = crop_window(bbox, recipe.crop * (2 * draws[:, :4] - 1), *image.shape[1:3])
+        # Each side stays in half of the photos: were all cropped, boxes would be larger than in the
+        # photos to be judged, and be predicted too large there.
+        share = recipe.crop * tf.maximum(2 * draws[:, :4] - 1, 0)
+        window = crop_window(bbox, share, *image.shape[1:3])
         mirrored = (draws[:, 4] < 0.5) & recipe.flip
         image = cut(image, window, mirrored)
         bbox = box_in_window(bbox, window, mirrored)
@@ -44,35 +45,29 @@ def _draws(positions: tf.Tensor, config: Config) -> tf.Tensor:
 
 
 def crop_window(bbox: tf.Tensor, share: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Chooses parts of photos, or more than the photos, that keep the boxes whole.
-
-    Both ways, because boxes would else be larger in training than in the photos to be judged, and
-    the model would learn to predict them too large.
+    """Chooses parts of photos that keep the boxes whole.
 
     Args:
         bbox: float32 [b, 4], fractions.
-        share: float32 [b, 4] in [-1, 1]: how much of the margin around the box to cut off, or to
-            add where negative, left, above, right and below.
+        share: float32 [b, 4] in [0, 1]: how much of the margin to cut left, above, right, below.
         height, width: of the photos, in pixels.
 
     Returns:
-        float32 [b, 4], (xmin, ymin, xmax, ymax) as fractions: what `cut` will show. Where it ends
-        at the photo's border, it does so up to half a pixel inside of what was asked, so that no
-        pixel has to be invented.
+        float32 [b, 4], (xmin, ymin, xmax, ymax) as fractions: what `cut` will show. Where a border
+        pixel would have to be invented, it ends up to half a pixel inside of what was asked.
     """
     low, high = share[:, :2] * bbox[:, :2], 1 - share[:, 2:] * (1 - bbox[:, 2:])
     side = tf.constant([width, height], tf.float32)
-    # Centres of the first and the last pixel shown.
-    first, last = low * side + (high - low) / 2 - 0.5, high * side - (high - low) / 2 - 0.5
-    first = tf.where(low >= 0, tf.maximum(first, 0), first)
-    last = tf.where(high <= 1, tf.minimum(last, side - 1), last)
+    # Centres of the first and the last pixel shown, which bilinear interpolation may not leave.
+    first = tf.maximum(low * side + (high - low) / 2 - 0.5, 0)
+    last = tf.minimum(high * side - (high - low) / 2 - 0.5, side - 1)
     scale = tf.maximum(last - first, 1) / (side - 1)
     low = (first + 0.5 - scale / 2) / side
     return tf.concat([low, low + scale], axis=1)
 
 
 def cut(image: tf.Tensor, window: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
-    """Shows parts of photos at the size of the whole, bilinearly, on grey.
+    """Shows parts of photos at the size of the whole, bilinearly.
 
     Args:
         image: [b, h, w, 3].
@@ -88,16 +83,10 @@ def cut(image: tf.Tensor, window: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
     inward = scale / 2 * tf.constant([1.0, 1.0, -1.0, -1.0])
     # The operation wants centres of the corner pixels, 0 to 1; right before left mirrors.
     centres = (window * side + inward - 0.5) / (side - 1)
-    inside = tf.clip_by_value(centres, 0, 1)
-    # A border pixel is not lost to rounding.
-    centres = tf.where(tf.abs(centres - inside) < 1e-4, inside, centres)
-    left, top, right, bottom = tf.unstack(centres, axis=1)
+    left, top, right, bottom = tf.unstack(tf.clip_by_value(centres, 0, 1), axis=1)
     left, right = tf.where(mirrored, right, left), tf.where(mirrored, left, right)
     corners = tf.stack([top, left, bottom, right], axis=1)
-    every = tf.range(tf.shape(image)[0])
-    return tf.image.crop_and_resize(
-        image, corners, every, [height, width], extrapolation_value=_GREY
-    )
+    return tf.image.crop_and_resize(image, corners, tf.range(tf.shape(image)[0]), [height, width])
 
 
 def box_in_window(bbox: tf.Tensor, window: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:

@@ -49,7 +49,8 @@ class Augment:
 
     Attributes:
         flip: mirror half of the photos, box included.
-        crop: cut away, or add, up to this share of each side's margin outside the box, 0 to 1.
+        crop: of half of the photos' sides, cut away up to this share of the margin outside the
+            box, 0 to 1.
         colour: strength of brightness, contrast and saturation changes, 0 to 1.
         mixup: alpha of the Beta distribution by which two photos of a batch are mixed, names
             only (Zhang et al. 2018, arXiv:1710.09412); 0 for none.
@@ -87,6 +88,7 @@ class Optimizer:
 
     Attributes:
         learning_rate: at its peak.
+        backbone_rate: the backbone's learning rate as a share of the heads'.
         schedule: `constant`, `cosine` (to 0 at the end), or `plateau` (a tenth each time the
             validation loss has not improved for `plateau_epochs`).
         plateau_epochs: see there.
@@ -99,6 +101,7 @@ class Optimizer:
     """
 
     learning_rate: float = 1e-3
+    backbone_rate: float = 1.0
     schedule: str = "cosine"
     plateau_epochs: int = 3
     warmup_epochs: float = 1.0
@@ -176,6 +179,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "loss.label_weight": (0, 1e6),
     "loss.label_smoothing": (0, 0.99),
     "optimizer.learning_rate": (0, 1e3),
+    "optimizer.backbone_rate": (0, 1e3),
     "optimizer.plateau_epochs": (1, 1e6),
     "optimizer.warmup_epochs": (0, 1e6),
     "optimizer.weight_decay": (0, 1e3),
@@ -211,10 +215,10 @@ def sample() -> Config:
     return Config(
         name="sample",
         weights="none",
-        epochs=20,
+        epochs=26,
         downscale=4,
         model=Model(alpha=0.35, stride=16, dropout=0.0),
-        augment=Augment(crop=0.3, colour=0.4),
+        augment=Augment(crop=0.0, colour=0.2),
         loss=Loss(label_smoothing=0.05),
         optimizer=Optimizer(learning_rate=4e-3, weight_decay=0.05, ema=0.98),
     )

@@ -29,7 +29,7 @@ def adamw(
         weights, gradients: float32 [n].
         first, second: float32 [n], running means of gradients and of squared gradients.
         count: int64 scalar, steps done before this one.
-        learning_rate: float32 scalar.
+        learning_rate: float32 scalar or [n].
         decay: float32 scalar or [n], decoupled weight decay, times the learning rate.
 
     Returns:

@@ -134,7 +134,8 @@ def _gradients(model: keras.Model, config: Config, frozen: bool) -> Callable:
 def _update(model: keras.Model, config: Config, steps_per_epoch: int, frozen: bool) -> Callable:
     plan, recipe = layouts(model), config.optimizer
     decay = recipe.weight_decay * plan.weights.spread(plan.is_kernel)
-    moves = 1.0 - plan.weights.spread(plan.in_backbone) if frozen else 1.0
+    share = 0.0 if frozen else recipe.backbone_rate
+    shares = 1.0 + (share - 1.0) * plan.weights.spread(plan.in_backbone) if share != 1.0 else 1.0
 
     def update(
         old: dict[str, tf.Tensor], gradient: tf.Tensor, statistics: tf.Tensor, sums: tf.Tensor
@@ -148,10 +149,10 @@ def _update(model: keras.Model, config: Config, steps_per_epoch: int, frozen: bo
         rate = optimizer.learning_rate(
             recipe, old["step"], steps_per_epoch, config.epochs * steps_per_epoch, old["plateau"]
         )
+        # Gradients of what is held are 0, and so is its rate: neither it nor its moments move.
         weights, first, second = optimizer.adamw(
-            old["weights"], gradient, old["first"], old["second"], old["step"], rate, decay * moves
+            old["weights"], gradient, old["first"], old["second"], old["step"], rate * shares, decay
         )
-        # Moments of what is held stay 0, and so does its step.
         new = {
             "weights": weights,
             "first": first,

@@ -4,8 +4,9 @@ import contextlib
 
 import pytest
 
-from preprocess import publish, run, shard
+from preprocess import run, shard
 from tests.preprocess import bucket, photo_sets
+from tfrecords import manifest
 from tfrecords.errors import UserError
 
 SOURCE, OUTPUT = "carboxtest://photos/cars", "carboxtest://sets/cars"
@@ -154,4 +155,4 @@ def test_too_many_rejected_are_listed_in_the_bucket(cars):
     del bucket.OBJECTS[f"{SOURCE}/car_data/test/{photo_sets.FOLDERS[1]}/00001.jpg"]
     with pytest.raises(UserError, match="1 missing_photo"):
         run.main(photo_sets.flags(SOURCE, OUTPUT))
-    assert publish.REJECTED_NAME in bucket.under(f"{OUTPUT}.incomplete/data")
+    assert manifest.REJECTED_NAME in bucket.under(f"{OUTPUT}.incomplete/data")

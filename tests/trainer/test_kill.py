@@ -10,6 +10,7 @@ import pytest
 from tests.trainer import commands
 from trainer import checkpoint, history
 
+KILLS = 20
 DEVICES = {"one": ["--strategy=one"], "mirrored": ["--strategy=mirrored", "--replicas=2"]}
 
 
@@ -21,8 +22,9 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bits(data, tmp_path, strat
     flags = [f"--data={data}", *DEVICES[strategy], *settings.split(), "optimizer.ema", "0.9"]
     undisturbed, killed = str(tmp_path / "undisturbed"), str(tmp_path / "killed")
     commands.run("trainer.task", *flags, f"--run={undisturbed}")
-    kills, chance, last = 0, random.Random(1), os.path.join(killed, "last")
-    while kills < 20:
+    steps: list[int] = []
+    chance, last = random.Random(1), os.path.join(killed, "last")
+    while len(steps) < KILLS:
         before = checkpoint.newest(last)
         process = commands.start(
             "trainer.task", *flags, f"--run={killed}", "--checkpoint_seconds=0"
@@ -33,9 +35,9 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bits(data, tmp_path, strat
         time.sleep(chance.uniform(0, 0.15))
         process.kill()
         process.communicate()
-        kills += 1
-        step = int(checkpoint.newest(last).rsplit("-", 1)[1])
-        assert step < 40, f"finished after {kills} kills: more epochs are needed"
+        steps.append(int(checkpoint.newest(last).rsplit("-", 1)[1]))
+        assert steps[-1] < 40, f"finished after {len(steps)} kills: more epochs are needed"
+    print(f"{strategy}: killed {len(steps)} times, when the newest checkpoints were {steps}")
     commands.run("trainer.task", *flags, f"--run={killed}")
     ours, theirs = commands.saved(killed), commands.saved(undisturbed)
     assert ours.keys() == theirs.keys()

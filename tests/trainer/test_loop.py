@@ -174,9 +174,10 @@ def test_xla_reaches_the_same_weights(frozen, source, tmp_path):
     )
 
 
-def test_a_frozen_backbone_stays_while_the_heads_learn(source, tmp_path):
+@pytest.mark.parametrize("held", [{"freeze_epochs": 1.0}, {"backbone_rate": 0.0}])
+def test_a_frozen_backbone_stays_while_the_heads_learn(source, tmp_path, held):
     config = dataclasses.replace(
-        CONFIG, epochs=1, optimizer=dataclasses.replace(CONFIG.optimizer, freeze_epochs=1)
+        CONFIG, epochs=1, optimizer=dataclasses.replace(CONFIG.optimizer, **held)
     )
     job = make_job(source, tmp_path, config)
     before = values(job)["weights"]

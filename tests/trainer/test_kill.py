@@ -18,7 +18,7 @@ DEVICES = {"one": ["--strategy=one"], "mirrored": ["--strategy=mirrored", "--rep
 @pytest.mark.parametrize("strategy", DEVICES)
 def test_a_run_killed_twenty_times_ends_with_the_same_bits(data, tmp_path, strategy):
     # Dropout, BatchNorm in training and all augmentation are on; every step saves.
-    settings = "--config=default --weights=none --epochs=8 --batch_size=4 --set model.alpha 0.35"
+    settings = "--config=default --weights=none --epochs=20 --batch_size=4 --set model.alpha 0.35"
     flags = [f"--data={data}", *DEVICES[strategy], *settings.split(), "optimizer.ema", "0.9"]
     undisturbed, killed = str(tmp_path / "undisturbed"), str(tmp_path / "killed")
     commands.run("trainer.task", *flags, f"--run={undisturbed}")
@@ -32,11 +32,11 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bits(data, tmp_path, strat
         while checkpoint.newest(last) == before and process.poll() is None:
             time.sleep(0.01)
         # From here anything may be going on: a step, a checkpoint, validation, a rename.
-        time.sleep(chance.uniform(0, 0.15))
+        time.sleep(chance.uniform(0, 1))
         process.kill()
         process.communicate()
         steps.append(int(checkpoint.newest(last).rsplit("-", 1)[1]))
-        assert steps[-1] < 40, f"finished after {len(steps)} kills: more epochs are needed"
+        assert steps[-1] < 100, f"finished after {len(steps)} kills: more epochs are needed"
     print(f"{strategy}: killed {len(steps)} times, when the newest checkpoints were {steps}")
     commands.run("trainer.task", *flags, f"--run={killed}")
     ours, theirs = commands.saved(killed), commands.saved(undisturbed)

@@ -9,8 +9,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     """Keras's layer, but for training on the statistics of the batch TensorFlow's fused operation.
 
     Keras 3 composes that case from a dozen operations, each a pass over all activations, forward
-    and again backward. Fused, it is one, and a step of MobileNetV2 on a CPU takes about half as
-    long. The moving variance becomes the unbiased one, as in Keras 2.
+    and again backward; without XLA they are a large part of a step. Fused, it is one. The moving
+    variance becomes the unbiased one, as in Keras 2.
     """
 
     def call(

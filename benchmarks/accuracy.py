@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 
+from tfrecords import manifest
 from tfrecords.errors import UserError, run_command
 from trainer import history
 
@@ -22,7 +23,7 @@ STEPS: dict[str, dict[str, str]] = {
     "baseline": {},
     "BatchNorm momentum 0.9": {"model.batch_norm_momentum": "0.9"},
     "shuffled": {"shuffle": "true"},
-    "AdamW, warm-up and cosine": {
+    "AdamW with warm-up and cosine": {
         "optimizer.learning_rate": "1e-3",
         "optimizer.schedule": "cosine",
         "optimizer.warmup_epochs": "1",
@@ -87,6 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     unknown = set(only) - {*STEPS, *CHANGES}
     if unknown:
         raise UserError(f"--only: there is no {unknown}; there are {[*STEPS, *CHANGES]}.")
+    if "validation" not in manifest.read(flags.data).splits:
+        raise UserError(f"the data set at {flags.data!r} has no validation split to judge on.")
     rows = [row for row in recipes() if row[0] in only]
     found: dict[str, list[history.Record]] = {row[0]: [] for row in rows}
     for seed in flags.seeds.split(","):

@@ -10,6 +10,8 @@ import tensorflow as tf
 from trainer.config import Config
 
 Batch = dict[str, tf.Tensor]
+"""`image` uint8 [b, h, w, 3], `bbox` float32 [b, 4], `label` int64 [b] from 0, `mask` bool [b],
+`position` int64 [b] in the run."""
 
 
 def augment(batch: Batch, config: Config) -> Batch:

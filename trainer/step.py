@@ -10,13 +10,9 @@ import keras
 import tensorflow as tf
 
 from trainer import losses, metrics, optimizer
-from trainer.augment import augment
+from trainer.augment import Batch, augment
 from trainer.config import Config
 from trainer.state import LOSSES, SUMS, State, judged, layouts, predictor
-
-Batch = dict[str, tf.Tensor]
-"""`image` uint8 [b, h, w, 3], `bbox` float32 [b, 4], `label` int64 [b] from 0, `mask` bool [b],
-`position` int64 [b] in the run."""
 
 # Loss scaling as in "Mixed Precision Training" (Micikevicius et al. 2018): halved when gradients
 # overflow, doubled after so many steps without.

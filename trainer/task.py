@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     devices = strategy.make(flags.strategy, flags.replicas)
     rank, _ = strategy.worker(devices)
     check_batch(config, devices.num_replicas_in_sync)
+    report = split_to_report(flags, info)
     run = flags.run or os.path.join("runs", f"{info.name}-{config.name}")
     folder.check(run, config, data)
     if rank > 0:
@@ -85,8 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except loop.PreemptedError:
         print(f"SIGTERM: saved in {run}. Start the same command again to go on.", flush=True)
         sys.exit(loop.EXIT_PREEMPTED)
-    wanted = flags.report or ("test" if "test" in info.splits else "validation")
-    finish(job, records, wanted if wanted in info.splits else None)
+    finish(job, records, report)
 
 
 def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -160,6 +160,22 @@ def check_batch(config: configs.Config, replicas: int) -> None:
             f"the global batch size {config.batch_size} cannot be shared evenly by {replicas}"
             f" replicas in {config.optimizer.accumulate} parts each. Try --batch_size={nearest}."
         )
+
+
+def split_to_report(flags: argparse.Namespace, info: manifest.Manifest) -> str | None:
+    """Returns the split to judge at the end, or None.
+
+    Raises:
+        UserError: the one asked for is not there.
+    """
+    if flags.report in (None, "none"):
+        there = [name for name in ("test", "validation") if name in info.splits]
+        return there[0] if there and flags.report is None else None
+    if flags.report not in info.splits:
+        raise UserError(
+            f"--report={flags.report}: the data set at {flags.data!r} has no such split."
+        )
+    return flags.report
 
 
 def check_profile(flags: argparse.Namespace, steps: int) -> None:

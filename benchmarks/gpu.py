@@ -9,10 +9,15 @@ PyTorch is installed, the same network with channels last, bfloat16 autocast and
 one batch in memory. Each runs in a process of its own, which stays between the rounds. GPU
 utilisation and memory are what `nvidia-smi` says; without it the table leaves them out, so the
 command can be tried on a CPU.
+
+The table also says which share of two limits of the card a row reaches (`limits` derives them):
+`--peak_tflops`, its dense arithmetic in bfloat16, and `--peak_tb_per_s`, its memory. The defaults
+are those of an H100 SXM (NVIDIA H100 datasheet: 989 TFLOPS, half of it in TF32; 3.35 TB/s).
 """
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 import subprocess
@@ -60,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20, help="in each measurement, at least")
     parser.add_argument("--cache", choices=("none", "memory"), default="none")
+    parser.add_argument("--peak_tflops", type=float, default=989.0, help="dense, bfloat16")
+    parser.add_argument("--peak_tb_per_s", type=float, default=3.35, help="of the memory")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     flags = parser.parse_args(argv)
     if flags.worker:
@@ -98,6 +105,7 @@ def start(flags: argparse.Namespace, row: Row, batch_size: int) -> subprocess.Po
     what = json.dumps(asdict(row) | {"batch_size": batch_size})
     command = [sys.executable, "-m", "benchmarks.gpu", f"--data={flags.data}", f"--worker={what}"]
     command += [f"--steps={flags.steps}", f"--cache={flags.cache}"]
+    command += [f"--peak_tflops={flags.peak_tflops}", f"--peak_tb_per_s={flags.peak_tb_per_s}"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -193,12 +201,15 @@ def carbox(
     devices = strategy.make("mirrored", None)
     records = reader.Records(flags.data, "train")
     source = inputs.open_source(records, info.image.height, info.image.width, flags.cache)
-    network = model.build(config, source.height, source.width, len(info.class_names))
+    network = model.build(config, source.height, source.width, info.class_names)
     job = train_step.make_job(config, devices, source, network)
     run_steps = loop.make_run_steps(job)
     batches = inputs.training_batches(devices, source, config, 0, 10**9, steps_per_call)
     kept = next(batches)
     calls = -(-flags.steps // steps_per_call)
+    by_arithmetic, by_memory = limits(
+        network, precision, flags.peak_tflops * 1e12, flags.peak_tb_per_s * 1e12
+    )
 
     def train(real: bool) -> tuple[float, float]:
         waited, images, started = 0.0, 0, time.perf_counter()
@@ -221,9 +232,40 @@ def carbox(
             "real records, images/s": records,
             "ratio": records / memory,
             "waiting for data": waited,
+            "of the arithmetic limit": memory / by_arithmetic,
+            "of the memory limit": memory / by_memory,
         }
 
     return measure
+
+
+def limits(network: Any, precision: str, flops: float, bandwidth: float) -> tuple[float, float]:
+    """Returns how many images/s of training the card's arithmetic and its memory would allow.
+
+    Arithmetic: a convolution or dense layer costs its multiply-adds once forward and twice
+    backward (for the gradients of its input and of its kernel), two operations each. Memory: in
+    each of these three passes one array of the size of the layer's input and one of its output
+    are read or written; all else (normalization, activations, the optimizer) is taken to be fused
+    into them, and kernels to stay in the cache. Real training is slower than either.
+
+    Args:
+        network: a model from `trainer.model.build`.
+        precision: of the config; float32 has half the arithmetic (TF32) and twice the bytes.
+        flops: of the card, in bfloat16, operations/s.
+        bandwidth: of its memory, bytes/s.
+    """
+    import keras
+
+    operations = values = 0.0
+    for layer in [*network.layers, *network.get_layer("backbone").layers]:
+        if not hasattr(layer, "kernel") or isinstance(layer, keras.Model):
+            continue
+        given, made = layer.input.shape[1:], layer.output.shape[1:]
+        cells = math.prod(made[:-1])  # 1 for a dense layer
+        operations += 3 * 2 * cells * math.prod(layer.kernel.shape)
+        values += 3 * (math.prod(given) + math.prod(made))
+    full = precision == "float32"
+    return flops / (2 if full else 1) / operations, bandwidth / values / (4 if full else 2)
 
 
 def torch_network(
@@ -273,7 +315,8 @@ def torch_network(
             super().__init__()
             self.backbone = nn.Sequential(*layers)
             self.head = nn.Sequential(conv(1280, 256, 1), conv(256, 64, 1), nn.Flatten())
-            self.bbox = nn.Sequential(nn.LazyLinear(128), nn.ReLU(), nn.Linear(128, 4))
+            cells = math.ceil(height / 32) * math.ceil(width / 32)
+            self.bbox = nn.Sequential(nn.Linear(64 * cells, 128), nn.ReLU(), nn.Linear(128, 4))
             self.label = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, classes))
 
         def forward(self, image):  # type: ignore[no-untyped-def]
@@ -295,7 +338,6 @@ def torch_network(
     image = image.to(device, memory_format=torch.channels_last)
     bbox = torch.tensor([[0.2, 0.3, 0.7, 0.8]]).repeat(batch_size, 1).to(device)
     label = torch.randint(0, classes, (batch_size,)).to(device)
-    network(image.float())
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.05)
     compiled = torch.compile(network)
 

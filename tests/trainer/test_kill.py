@@ -33,10 +33,10 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bits(data, tmp_path, strat
             time.sleep(0.01)
         # From here anything may be going on: a step, a checkpoint, validation, a rename.
         time.sleep(chance.uniform(0, 1))
+        assert process.poll() is None, f"it ended by itself: {process.communicate()}"
         process.kill()
         process.communicate()
         steps.append(int(checkpoint.newest(last).rsplit("-", 1)[1]))
-        assert steps[-1] < 100, f"finished after {len(steps)} kills: more epochs are needed"
     print(f"{strategy}: killed {len(steps)} times, when the newest checkpoints were {steps}")
     commands.run("trainer.task", *flags, f"--run={killed}")
     ours, theirs = commands.saved(killed), commands.saved(undisturbed)

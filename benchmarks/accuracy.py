@@ -37,11 +37,14 @@ STEPS: dict[str, dict[str, str]] = {
     "flip": {"augment.flip": "true"},
     "crop": {"augment.crop": "0.4"},
     "colour": {"augment.colour": "0.3"},
+    "names share words": {"model.shared_words": "true"},
+    "mirrored too when judging": {"predict.flip": "true"},
+    "shown from near": {"augment.zoom": "0.75"},
+    "three looks": {"predict.looks": "3"},
 }
 
-# Each is the default but for this.
+# Each is the default, which heads this table too, but for this.
 CHANGES: dict[str, dict[str, str]] = {
-    "default": {},
     "BatchNorm momentum 0.99": {"model.batch_norm_momentum": "0.99"},
     "BatchNorm momentum 0.999": {"model.batch_norm_momentum": "0.999"},
     "BatchNorm frozen": {"model.batch_norm": "frozen"},
@@ -54,6 +57,13 @@ CHANGES: dict[str, dict[str, str]] = {
     "no crop": {"augment.crop": "0"},
     "crop 0.8": {"augment.crop": "0.8"},
     "no colour": {"augment.colour": "0"},
+    "nothing from near and one look": {"augment.zoom": "0", "predict.looks": "1"},
+    "half shown from near": {"augment.zoom": "0.5"},
+    "margins that may cut": {"augment.jitter": "0.2"},
+    "one look": {"predict.looks": "1"},
+    "two looks": {"predict.looks": "2"},
+    "not mirrored when judging": {"predict.flip": "false"},
+    "names share nothing": {"model.shared_words": "false"},
     "mixup 0.2": {"augment.mixup": "0.2"},
     "no label smoothing": {"loss.label_smoothing": "0"},
     "squared error": {"loss.box": "20*squared_error"},
@@ -97,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
             found[row[0]].append(train(flags, *row, seed))
             print(describe(row[0], found[row[0]]), flush=True)
     print(f"\n{flags.epochs} epochs, {flags.data}, seeds {flags.seeds}, validation split\n")
-    for names in (STEPS, CHANGES):
+    for names in (list(STEPS), [list(STEPS)[-1], *CHANGES]):
         print(f"| | {' | '.join(JUDGED)} |\n|{'---|' * (len(JUDGED) + 1)}")
         print("\n".join(describe(name, found[name]) for name in names if name in found), end="\n\n")
 

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         info.image.width,
         downscale=config.downscale,
     )
-    network = model.build(config, source.height, source.width, len(info.class_names))
+    network = model.build(config, source.height, source.width, info.class_names)
     waits: list[float] = []
     found = rounds.measure(
         {
@@ -132,7 +132,7 @@ def by_fit(
     same = tf.data.Dataset.from_tensors(batch).repeat().map(example_and_targets).prefetch(1)
     box_loss = losses.box_loss(config.loss.box)
     with devices.scope():
-        network = model.build(config, source.height, source.width, len(info.class_names))
+        network = model.build(config, source.height, source.width, info.class_names)
         network.compile(
             keras.optimizers.AdamW(1e-3, weight_decay=config.optimizer.weight_decay),
             loss={

@@ -32,6 +32,8 @@ class Model:
             global batch; not with XLA), or `frozen` (the statistics that the weights came with).
         batch_norm_momentum: of the moving statistics that evaluation uses. Keras's MobileNetV2
             has 0.999, which after a few hundred steps still leaves ImageNet's.
+        shared_words: classes whose names share a word share a part of their weights; see
+            `trainer.names`.
     """
 
     alpha: float = 1.0
@@ -41,6 +43,7 @@ class Model:
     dropout: float = 0.2
     batch_norm: str = "local"
     batch_norm_momentum: float = 0.9
+    shared_words: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ class Augment:
         flip: mirror half of the photos, box included.
         crop: of half of the photos' sides, cut away up to this share of the margin outside the
             box, 0 to 1.
+        zoom: this share of the photos, 0 to 1, is shown from near: the box and a random margin.
+            Without it, a model cannot look again (`predict.looks`).
+        jitter: how much that margin varies, up and down from `looks.MARGIN`, as a share of the
+            box's side, 0 to 0.4. What is more than `looks.MARGIN` also cuts into the object.
         colour: strength of brightness, contrast and saturation changes, 0 to 1.
         mixup: alpha of the Beta distribution by which two photos of a batch are mixed, names
             only (Zhang et al. 2018, arXiv:1710.09412); 0 for none.
@@ -58,6 +65,8 @@ class Augment:
 
     flip: bool = True
     crop: float = 0.4
+    zoom: float = 0.75
+    jitter: float = 0.1
     colour: float = 0.3
     mixup: float = 0.0
 
@@ -113,6 +122,20 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class Predict:
+    """How a photo is judged; see `trainer.looks`. Training does not depend on it.
+
+    Attributes:
+        looks: the first is at the whole photo, each of the others at the box found and a margin
+            around it; the last judges.
+        flip: the last look is at the mirrored photo too, and the mean is taken.
+    """
+
+    looks: int = 3
+    flip: bool = True
+
+
+@dataclass(frozen=True)
 class Config:
     """All that decides the outcome of a run, beside its data.
 
@@ -149,6 +172,7 @@ class Config:
     augment: Augment = field(default_factory=Augment)
     loss: Loss = field(default_factory=Loss)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    predict: Predict = field(default_factory=Predict)
 
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -173,6 +197,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "model.dropout": (0, 0.99),
     "model.batch_norm_momentum": (0, 1),
     "augment.crop": (0, 1),
+    "augment.zoom": (0, 1),
+    "augment.jitter": (0, 0.4),
     "augment.colour": (0, 1),
     "augment.mixup": (0, 100),
     "loss.box_weight": (0, 1e6),
@@ -187,6 +213,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "optimizer.ema": (0, 0.999999),
     "optimizer.freeze_epochs": (0, 1e6),
     "optimizer.accumulate": (1, 1024),
+    "predict.looks": (1, 9),
 }
 
 
@@ -201,12 +228,13 @@ def baseline() -> Config:
         epochs=5,
         batch_size=64,
         shuffle=False,
-        model=Model(head="pooled", dropout=0.5, batch_norm_momentum=0.999),
-        augment=Augment(flip=False, crop=0.0, colour=0.0),
+        model=Model(head="pooled", dropout=0.5, batch_norm_momentum=0.999, shared_words=False),
+        augment=Augment(flip=False, crop=0.0, zoom=0.0, colour=0.0),
         loss=Loss(box="squared_error", box_reduction="sum", label_smoothing=0.0),
         optimizer=Optimizer(
             learning_rate=1e-4, schedule="constant", warmup_epochs=0, weight_decay=0
         ),
+        predict=Predict(looks=1, flip=False),
     )
 
 
@@ -217,10 +245,11 @@ def sample() -> Config:
         weights="none",
         epochs=26,
         downscale=4,
-        model=Model(alpha=0.35, stride=16, dropout=0.0),
-        augment=Augment(crop=0.0, colour=0.2),
+        model=Model(alpha=0.35, stride=16, dropout=0.0, shared_words=False),
+        augment=Augment(crop=0.0, zoom=0.0, colour=0.2),
         loss=Loss(label_smoothing=0.05),
         optimizer=Optimizer(learning_rate=4e-3, weight_decay=0.05, ema=0.98),
+        predict=Predict(looks=1, flip=False),
     )
 
 

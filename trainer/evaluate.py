@@ -17,7 +17,7 @@ from PIL import Image
 
 from tfrecords import example, manifest, reader
 from tfrecords.errors import UserError, run_command
-from trainer import checkpoint, folder, loop, model, pictures, state, strategy
+from trainer import checkpoint, folder, looks, loop, model, pictures, state, strategy
 from trainer import input as inputs
 from trainer.config import Config
 from trainer.history import Record
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     devices = strategy.make(flags.strategy, flags.replicas)
     data = dataclasses.replace(data, path=directory)
     source = open_split(data, flags.split, config)
-    network = model.build(config, source.height, source.width, len(data.class_names), fresh=False)
+    network = model.build(config, source.height, source.width, data.class_names, fresh=False)
     values = state.create(devices, network, config)
     path = best_checkpoint(flags.run)
     checkpoint.restore(values, path)
@@ -128,8 +128,9 @@ def draw(job: loop.Job, data: folder.Data, split: str, count: int) -> dict[str, 
     examples = [example.parse(serialized) for serialized in records.read(chosen)]
     ratio = job.config.downscale
     small = [tf.io.decode_jpeg(one["encoded"], channels=3, ratio=ratio) for one in examples]
-    state.copy_to_model(job.state, job.model)
-    outputs = job.model(tf.stack(small), training=False)
+    weights, statistics = (tf.convert_to_tensor(value) for value in state.judged(job.state))
+    predict = looks.make_predict(job.model, job.config, jit=False)
+    outputs = predict(weights, statistics, tf.stack(small))
     drawn = {}
     for number, fields in enumerate(examples):
         chances = tf.nn.softmax(outputs["logits"][number]).numpy()

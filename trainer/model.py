@@ -5,25 +5,27 @@ arXiv:1801.04381, as `keras.applications` has it.
 """
 
 import os
+from collections.abc import Sequence
 
 import keras
 
 from tfrecords.errors import UserError
 from trainer.batch_norm import FusedBatchNormalization
 from trainer.config import Config
+from trainer.names import NameLogits
 
 _ALPHAS_WITH_WEIGHTS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 
 
 def build(
-    config: Config, height: int, width: int, classes: int, *, fresh: bool = True
+    config: Config, height: int, width: int, class_names: Sequence[str], *, fresh: bool = True
 ) -> keras.Model:
     """Builds the model.
 
     Args:
         config: which model, and with which weights the backbone starts.
         height, width: of the photos, in pixels.
-        classes: how many names there are.
+        class_names: what to tell apart.
         fresh: start from `config.weights`; otherwise the values are to be replaced anyway.
 
     Returns:
@@ -42,7 +44,7 @@ def build(
         pixels = keras.layers.Rescaling(1 / 127.5, offset=-1)(image)
         backbone = _backbone(config, tuple(pixels.shape[1:]), fresh)
         backbone = _cut(backbone, config.model.stride)
-        bbox, logits = _heads(config, backbone(pixels), classes)
+        bbox, logits = _heads(config, backbone(pixels), class_names)
         model = keras.Model(image, {"bbox": bbox, "logits": logits}, name="carbox")
         _set_batch_norm([*model.layers, *backbone.layers], config)
         return model
@@ -121,7 +123,7 @@ def _load_file(backbone: keras.Model, path: str) -> None:
 
 
 def _heads(
-    config: Config, features: keras.KerasTensor, classes: int
+    config: Config, features: keras.KerasTensor, class_names: Sequence[str]
 ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     layers = keras.layers
     common = _conv_block(features, config.model.filters, "head")
@@ -133,7 +135,9 @@ def _heads(
         cells = layers.Flatten(name="cells")(_conv_block(common, 64, "cell"))
         where = layers.Dense(128, activation="relu", name="edges")(cells)
     bbox = layers.Dense(4, activation="sigmoid", dtype="float32", name="bbox")(where)
-    logits = layers.Dense(classes, dtype="float32", name="label")(pooled)
+    # Which words are shared may change with the names; without them this is a dense layer.
+    known = class_names if config.model.shared_words else [""] * len(class_names)
+    logits = NameLogits(known, dtype="float32", name="label")(pooled)
     return bbox, logits
 
 

@@ -161,18 +161,6 @@ def judged(state: State) -> tuple[tf.Variable, tf.Variable]:
     return state.weights, state.statistics
 
 
-def copy_to_model(state: State, model: keras.Model) -> None:
-    """Gives the model the values to evaluate and export."""
-    plan = layouts(model)
-    weights, statistics = (tf.convert_to_tensor(v) for v in judged(state))
-    for variable, value in zip(
-        model.trainable_variables, plan.weights.unpack(weights)[:-1], strict=True
-    ):
-        variable.assign(value)
-    for variable, value in zip(_statistics(model), plan.statistics.unpack(statistics), strict=True):
-        variable.assign(value)
-
-
 def _statistics(model: keras.Model) -> list[keras.Variable]:
     return [v for v in model.non_trainable_variables if v.dtype.startswith("float")]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from trainer import losses, metrics, optimizer
+from trainer import looks, losses, metrics, optimizer
 from trainer.augment import Batch, augment
 from trainer.config import Config
 from trainer.state import LOSSES, SUMS, State, judged, layouts, predictor
@@ -71,21 +71,18 @@ def make_evaluation_step(
     model: keras.Model, state: State, config: Config, jit: bool
 ) -> Callable[[Batch], tf.Tensor]:
     """Returns the evaluation step of one replica: batch -> float64 [len(SUMS)] of its sums."""
-    predict = predictor(model)
+    predict = looks.make_predict(model, config, jit)
+    weights, statistics = judged(state)
 
-    def sums(weights: tf.Tensor, statistics: tf.Tensor, batch: Batch) -> tf.Tensor:
-        seed = tf.zeros(2, tf.int64)
-        outputs, _ = predict(weights, statistics, batch["image"], False, seed)
+    def sums(batch: Batch) -> tf.Tensor:
+        values = tf.convert_to_tensor(weights)
+        outputs = predict(values, tf.convert_to_tensor(statistics), batch["image"])
         target = tf.one_hot(batch["label"], outputs["logits"].shape[-1])
         box, label = _task_losses(config, batch["bbox"], target, outputs)
-        total = _weigh(config, weights[-2:], box, label)
+        total = _weigh(config, values[-2:], box, label)
         return _sums((total, box, label), batch, outputs)
 
-    compute = tf.function(sums, jit_compile=True) if jit else sums
-    weights, statistics = judged(state)
-    return lambda batch: compute(
-        tf.convert_to_tensor(weights), tf.convert_to_tensor(statistics), batch
-    )
+    return sums
 
 
 def _gradients(model: keras.Model, config: Config, frozen: bool) -> Callable:

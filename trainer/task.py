@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"the data set at {flags.data!r} has no train split to learn from.")
     check_profile(flags, config.epochs * inputs.steps_per_epoch(training.size, config.batch_size))
     losses.box_loss(config.loss.box)
-    network = model.build(config, training.height, training.width, len(data.class_names))
+    network = model.build(config, training.height, training.width, data.class_names)
     if rank == 0:
         # Only now: a folder made before a mistake was found would hold the user to the mistake.
         folder.create(run, config, data)

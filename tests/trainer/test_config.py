@@ -61,4 +61,6 @@ def test_baseline_is_the_notebook():
     assert (config.loss.box, config.loss.box_reduction) == ("squared_error", "sum")
     assert (config.optimizer.learning_rate, config.optimizer.schedule) == (1e-4, "constant")
     assert (config.batch_size, config.seed, config.shuffle) == (64, 42, False)
-    assert config.augment == configs.Augment(flip=False, crop=0.0, colour=0.0, mixup=0.0)
+    assert config.augment == configs.Augment(flip=False, crop=0.0, zoom=0.0, colour=0.0, mixup=0.0)
+    assert config.predict == configs.Predict(looks=1, flip=False)
+    assert not config.model.shared_words

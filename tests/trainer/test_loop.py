@@ -30,7 +30,7 @@ def deterministic():
 
 def make_job(source, folder, config=CONFIG, strategy=None, **options) -> loop.Job:
     strategy = strategy or tf.distribute.OneDeviceStrategy("/cpu:0")
-    network = model.build(config, datasets.HEIGHT, datasets.WIDTH, len(datasets.CLASS_NAMES))
+    network = model.build(config, datasets.HEIGHT, datasets.WIDTH, datasets.CLASS_NAMES)
     return loop.Job(
         strategy=strategy,
         model=network,

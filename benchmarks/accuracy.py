@@ -16,7 +16,8 @@ import sys
 
 from tfrecords import manifest
 from tfrecords.errors import UserError, run_command
-from trainer import history
+from trainer import config as configs
+from trainer import folder, history
 
 # Each adds to the one before, and the last is the default.
 STEPS: dict[str, dict[str, str]] = {
@@ -59,7 +60,7 @@ CHANGES: dict[str, dict[str, str]] = {
     "no colour": {"augment.colour": "0"},
     "nothing from near and one look": {"augment.zoom": "0", "predict.looks": "1"},
     "half shown from near": {"augment.zoom": "0.5"},
-    "margins that may cut": {"augment.jitter": "0.2"},
+    "margins vary less": {"augment.jitter": "0.1"},
     "one look": {"predict.looks": "1"},
     "two looks": {"predict.looks": "2"},
     "not mirrored when judging": {"predict.flip": "false"},
@@ -127,10 +128,15 @@ def train(
 ) -> history.Record:
     """Trains, unless it is done already, and returns the last epoch's record."""
     run = os.path.join(flags.runs, f"{config}-{name.replace(' ', '_')}-{flags.epochs}-{seed}")
-    words = [word for pair in ({"seed": seed} | settings).items() for word in pair]
+    settings = settings | {"seed": seed}
+    words = [word for pair in settings.items() for word in pair]
     command = [sys.executable, "-m", "trainer.task", f"--data={flags.data}", f"--run={run}"]
     command += [f"--weights={flags.weights}", f"--epochs={flags.epochs}", f"--config={config}"]
     command += [f"--strategy={flags.strategy}", "--report=none", "--set", *words]
+    always = {"weights": flags.weights, "epochs": str(flags.epochs)}
+    wanted = configs.apply_settings(configs.named(config), settings | always)
+    # A run of another recipe under the same name is an error, as it is to `trainer.task`.
+    folder.check(run, wanted, folder.describe_data(flags.data, manifest.read(flags.data)))
     done = os.path.exists(run) and len(history.read(run)) == flags.epochs
     if not done and subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         raise UserError(f"{name} failed (see above). The command was: {' '.join(command)}")

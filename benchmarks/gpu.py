@@ -6,9 +6,9 @@
 For each global batch size, in turn and in several rounds: float32 and bfloat16, with and without
 XLA, one step and 16 steps in a call, on one batch kept in memory and on real records; and, where
 PyTorch is installed, the same network with channels last, bfloat16 autocast and `torch.compile` on
-one batch in memory. Each runs in a process of its own, which stays between the rounds. GPU
-utilisation and memory are what `nvidia-smi` says; without it the table leaves them out, so the
-command can be tried on a CPU.
+one batch in memory; it neither augments nor shares weights between names, which ours does too.
+Each runs in a process of its own, which stays between the rounds. GPU utilisation and memory are
+what `nvidia-smi` says; without it the table leaves them out, so the command can be tried on a CPU.
 
 The table also says which share of two limits of the card a row reaches (`limits` derives them):
 `--peak_tflops`, its dense arithmetic in bfloat16, and `--peak_tb_per_s`, its memory. The defaults

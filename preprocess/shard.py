@@ -1,8 +1,8 @@
 """One shard: from its plan, a list of rows, to its finished file.
 
-Photos are worked on in chunks by as many threads as there are cores. A worker keeps its chunks in
-one queue that runs on from shard to shard, so no core waits while a shard ends; results are taken
-from it in order, so the bytes do not depend on threads.
+Photos are worked on in chunks by a few threads, one more than there are cores. A worker keeps its
+chunks in one queue that runs on from shard to shard, so no core waits while a shard ends; results
+are taken from it in order, so the bytes do not depend on threads.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ PLAN = pa.schema(
     ]
 )
 
-_CHUNK_PHOTOS = 32
+CHUNK_PHOTOS = 32
 _CHUNK_BYTES = 16 << 20
 _PROGRESS_SECONDS = 1.0
 _PROGRESS_SECONDS_REMOTE = 15.0
@@ -275,7 +275,7 @@ def _chunks(plan: pa.Table) -> Iterator[list[_Row]]:
         for file, row, path, length, offset, stored, *box, label in zip(
             *(column.to_pylist() for column in batch.columns), strict=True
         ):
-            if chunk and (len(chunk) == _CHUNK_PHOTOS or size + length > _CHUNK_BYTES):
+            if chunk and (len(chunk) == CHUNK_PHOTOS or size + length > _CHUNK_BYTES):
                 yield chunk
                 chunk, size = [], 0
             entry = storage.Entry(path, length, offset, stored)
@@ -365,7 +365,9 @@ def _measures(one: _Written) -> tuple[float, ...]:
 
 
 def _num_threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """One more than there are cores: one of them waits for the interpreter or the disk."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return 1 + (len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1)
 
 
 @functools.cache

@@ -87,20 +87,20 @@ def encode(record: Record) -> bytes:
 
 
 def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Parses one serialized record, inside or outside a graph.
+    """Parses serialized records, one or many, inside or outside a graph.
 
     Args:
-        serialized: string scalar.
+        serialized: string [...], a scalar or a vector.
 
     Returns:
         `encoded` string; `height`, `width`, `original_height`, `original_width` int64;
-        `filename`, `sha256`, `text` string; `bbox` float32 [4], (xmin, ymin, xmax, ymax) as
-        fractions; `label` int64, from 1. All but `bbox` are scalars.
+        `filename`, `sha256`, `text` string; `bbox` float32 [..., 4], (xmin, ymin, xmax, ymax) as
+        fractions; `label` int64, from 1. All but `bbox` are of the shape of `serialized`.
 
     Raises:
         tf.errors.InvalidArgumentError: a field is absent or has another type or length.
     """
-    fields = tf.io.parse_single_example(serialized, _FEATURES)
+    fields = tf.io.parse_example(serialized, _FEATURES)
     sides = [fields[f"image/object/bbox/{name}"] for name in ("xmin", "ymin", "xmax", "ymax")]
     return {
         "encoded": fields["image/encoded"],
@@ -110,9 +110,9 @@ def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         "original_width": fields["image/original_width"],
         "filename": fields["image/filename"],
         "sha256": fields["image/key/sha256"],
-        "bbox": tf.concat(sides, axis=0),
-        "label": fields["image/object/class/label"][0],
-        "text": fields["image/object/class/text"][0],
+        "bbox": tf.concat(sides, axis=-1),
+        "label": fields["image/object/class/label"][..., 0],
+        "text": fields["image/object/class/text"][..., 0],
     }
 
 

@@ -28,8 +28,8 @@ def augment(batch: Batch, config: Config) -> Batch:
     image, bbox, recipe = batch["image"], batch["bbox"], config.augment
     draws = _draws(batch["position"], config)
     if recipe.crop > 0 or recipe.zoom > 0 or recipe.flip:
-        # Each side stays in half of the photos: were all cropped, boxes would be larger than in the
-        # photos to be judged, and be predicted too large there.
+        # Of photos shown whole, each side stays in half: were all cropped, boxes would be larger
+        # than at a first look at a photo to be judged, and be predicted too large there.
         share = recipe.crop * tf.maximum(2 * draws[:, :4] - 1, 0)
         margin = looks.MARGIN + recipe.jitter * (2 * draws[:, :4] - 1)
         near = windows.around(bbox, margin)

@@ -52,8 +52,8 @@ class Augment:
 
     Attributes:
         flip: mirror half of the photos, box included.
-        crop: of half of the photos' sides, cut away up to this share of the margin outside the
-            box, 0 to 1.
+        crop: of half of the sides of photos not shown from near, cut away up to this share of the
+            margin outside the box, 0 to 1.
         zoom: this share of the photos, 0 to 1, is shown from near: the box and a random margin.
             Without it, a model cannot look again (`predict.looks`).
         jitter: how much that margin varies, up and down from `looks.MARGIN`, as a share of the
@@ -66,7 +66,7 @@ class Augment:
     flip: bool = True
     crop: float = 0.4
     zoom: float = 0.75
-    jitter: float = 0.1
+    jitter: float = 0.15
     colour: float = 0.3
     mixup: float = 0.0
 
@@ -104,7 +104,7 @@ class Optimizer:
         warmup_epochs: linear from 0; may be a fraction.
         weight_decay: decoupled (Loshchilov & Hutter 2019), on kernels only.
         clip_norm: largest global norm of the gradients; 0 for no clipping.
-        ema: decay of the moving average of weights that is evaluated and exported; 0 for none.
+        ema: decay of the moving average of weights that is evaluated; 0 for none.
         freeze_epochs: so many epochs only the heads learn; may be a fraction.
         accumulate: a batch is worked through in so many parts, whose gradients are summed.
     """
@@ -123,7 +123,9 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Predict:
-    """How a photo is judged; see `trainer.looks`. Training does not depend on it.
+    """How a photo is judged; see `trainer.looks`.
+
+    Weights do not depend on it; which epoch is best, early stopping and the plateau schedule do.
 
     Attributes:
         looks: the first is at the whole photo, each of the others at the box found and a margin

@@ -53,6 +53,8 @@ def make_predict(
         window = tf.tile([[0.0, 0.0, 1.0, 1.0]], [tf.shape(images)[0], 1])
         for _ in range(config.predict.looks - 1):
             bbox = windows.to_photo(forward(weights, statistics, seen)["bbox"], window)
+            # What is not a number is for the last look to report; no pixels can be cut by it.
+            bbox = tf.where(tf.math.is_finite(bbox), bbox, 0.5)
             window = windows.showable(windows.around(bbox, MARGIN), *images.shape[1:3])
             seen = windows.cut(images, window)
         found = last(weights, statistics, seen)

@@ -29,13 +29,11 @@ def shared_words(class_names: Sequence[str]) -> np.ndarray:
     return np.array(table, np.float32).reshape(len(class_names), len(kept))
 
 
-@keras.saving.register_keras_serializable("carbox")
 class NameLogits(keras.layers.Layer):
     """A dense layer from features [batch, n] to logits [batch, classes] with shared weights."""
 
     def __init__(self, class_names: Sequence[str], **kwargs: object):
         super().__init__(**kwargs)
-        self.class_names = list(class_names)
         self._words = shared_words(class_names)
 
     def build(self, input_shape: tuple[int, ...]) -> None:
@@ -55,7 +53,3 @@ class NameLogits(keras.layers.Layer):
         if self.shared is not None:
             kernel = kernel + keras.ops.matmul(self.shared, self._words.T)
         return keras.ops.matmul(inputs, kernel) + self.bias
-
-    def get_config(self) -> dict:
-        """Returns what `from_config` needs."""
-        return super().get_config() | {"class_names": self.class_names}

@@ -155,7 +155,7 @@ def predictor(model: keras.Model) -> Callable[..., tuple[dict[str, tf.Tensor], t
 
 
 def judged(state: State) -> tuple[tf.Variable, tf.Variable]:
-    """Returns weights and statistics to evaluate and export: the averaged ones where they exist."""
+    """Returns weights and statistics to evaluate: the averaged ones where they exist."""
     if state.ema_weights is not None and state.ema_statistics is not None:
         return state.ema_weights, state.ema_statistics
     return state.weights, state.statistics

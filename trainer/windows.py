@@ -23,16 +23,15 @@ def around(bbox: tf.Tensor, margin: tf.Tensor | float) -> tf.Tensor:
     """Returns windows, float32 [b, 4], of the boxes and some of what is around them.
 
     Args:
-        bbox: float32 [b, 4], fractions; may be inside out.
+        bbox: float32 [b, 4], fractions in [0, 1]; may be inside out.
         margin: float32 [b, 4] or one number: how much more to show left, above, right and below,
-            as a share of the box's width or height; less where the photo ends.
+            as a share of the box's width or height; less where the photo ends. A negative one cuts
+            into the box.
     """
     centre = (bbox[:, :2] + bbox[:, 2:]) / 2
     size = tf.maximum(bbox[:, 2:] - bbox[:, :2], _SMALLEST)
-    low = tf.minimum(tf.maximum(centre - size / 2, 0), 1 - _SMALLEST)
-    high = tf.maximum(tf.minimum(centre + size / 2, 1), _SMALLEST)
-    more = tf.concat([-size, size], axis=1) * margin
-    return tf.clip_by_value(tf.concat([low, high], axis=1) + more, 0, 1)
+    outward = tf.concat([-size, size], axis=1)
+    return tf.clip_by_value(tf.tile(centre, [1, 2]) + outward * (0.5 + margin), 0, 1)
 
 
 def showable(window: tf.Tensor, height: int, width: int) -> tf.Tensor:

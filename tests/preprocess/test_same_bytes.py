@@ -46,7 +46,7 @@ def test_any_number_of_threads(cars, expected, tmp_path, monkeypatch, threads):
 
 @pytest.mark.parametrize(("photos", "size"), [(1, 1 << 20), (7, 1 << 20), (1000, 3000)])
 def test_any_size_of_chunks(cars, expected, tmp_path, monkeypatch, photos, size):
-    monkeypatch.setattr(shard, "_CHUNK_PHOTOS", photos)
+    monkeypatch.setattr(shard, "CHUNK_PHOTOS", photos)
     monkeypatch.setattr(shard, "_CHUNK_BYTES", size)
     run.main(photo_sets.flags(cars, tmp_path / "out", *SHARDS))
     assert photo_sets.contents(tmp_path / "out") == expected

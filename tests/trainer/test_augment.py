@@ -65,6 +65,13 @@ def test_half_of_the_photos_are_mirrored_and_the_rest_left_as_they_are():
     assert 16 < mirrored < 48
 
 
+def assert_frames_the_white(image, box):
+    white = np.argwhere(image[..., 0] > 191)
+    (top, left), (bottom, right) = white.min(0), white.max(0) + 1
+    found = [left / WIDTH, top / HEIGHT, right / WIDTH, bottom / HEIGHT]
+    np.testing.assert_allclose(found, box, atol=1.5 / HEIGHT)
+
+
 @pytest.mark.parametrize(("crop", "zoom"), [(0.3, 0.0), (1.0, 0.0), (0.3, 0.5), (0.0, 1.0)])
 def test_boxes_still_frame_the_same_thing(crop, zoom):
     """A white square on black, whose box is known, is found again in every photo."""
@@ -74,21 +81,30 @@ def test_boxes_still_frame_the_same_thing(crop, zoom):
     config = Config(batch_size=40, augment=Augment(flip=True, crop=crop, zoom=zoom, colour=0.0))
     out = augment.augment(batch(images, bbox), config)
     for image, box in zip(out["image"].numpy(), out["bbox"].numpy(), strict=True):
-        white = np.argwhere(image[..., 0] > 191)
-        (top, left), (bottom, right) = white.min(0), white.max(0) + 1
-        found = [left / WIDTH, top / HEIGHT, right / WIDTH, bottom / HEIGHT]
-        np.testing.assert_allclose(found, box, atol=1.5 / HEIGHT)
+        assert_frames_the_white(image, box)
 
 
 def test_the_share_asked_for_is_shown_from_near_with_a_margin_that_varies():
-    config = Config(batch_size=200, augment=Augment(flip=False, crop=0.0, zoom=0.3, colour=0.0))
-    boxes = centred(200)
+    recipe = Augment(flip=False, crop=0.0, zoom=0.3, jitter=0.08, colour=0.0)
+    config, boxes = Config(batch_size=200, augment=recipe), centred(200)
     out = augment.augment(batch(np.tile(noise(1), (200, 1, 1, 1)), boxes), config)["bbox"].numpy()
     near = np.abs(out - boxes).max(axis=1) > 0.1
     assert 40 < near.sum() < 80
     margins = out[near][:, :2] / (out[near][:, 2:] - out[near][:, :2])
-    assert margins.min() < 0.02
-    assert looks.MARGIN < margins.max() < 2 * looks.MARGIN
+    assert looks.MARGIN - 0.08 - 1e-4 < margins.min() < looks.MARGIN - 0.06
+    assert looks.MARGIN + 0.06 < margins.max() < looks.MARGIN + 0.08 + 1e-4
+
+
+def test_a_margin_that_cuts_into_the_object_gives_the_box_of_what_is_left():
+    images = np.zeros((40, HEIGHT, WIDTH, 3), np.uint8)
+    images[:, 12:30, 20:45] = 255
+    bbox = np.tile(np.float32([20 / WIDTH, 12 / HEIGHT, 45 / WIDTH, 30 / HEIGHT]), (40, 1))
+    recipe = Augment(flip=True, crop=0.0, zoom=1.0, jitter=0.4, colour=0.0)
+    out = augment.augment(batch(images, bbox), Config(batch_size=40, augment=recipe))
+    boxes = out["bbox"].numpy()
+    assert ((boxes == 0) | (boxes == 1)).any(axis=1).sum() > 20
+    for image, box in zip(out["image"].numpy(), boxes, strict=True):
+        assert_frames_the_white(image, box)
 
 
 def test_colour_of_strength_nothing_is_nothing_and_no_saturation_is_grey():

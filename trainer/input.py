@@ -179,7 +179,7 @@ def _uncached(records: reader.Records, height: int, width: int, downscale: int) 
 def _cached(records: reader.Records, source: Source) -> Source:
     size, height, width = len(records), source.height, source.width
     _check_memory(size * height * width * 3)
-    table = {
+    table: dict[str, np.ndarray] = {
         "image": np.empty((size, height, width, 3), np.uint8),
         "bbox": np.empty((size, 4), np.float32),
         "label": np.empty(size, np.int64),

@@ -179,20 +179,26 @@ def _uncached(records: reader.Records, height: int, width: int, downscale: int) 
 def _cached(records: reader.Records, source: Source) -> Source:
     size, height, width = len(records), source.height, source.width
     _check_memory(size * height * width * 3)
-    table: dict[str, np.ndarray] = {
-        "image": np.empty((size, height, width, 3), np.uint8),
-        "bbox": np.empty((size, 4), np.float32),
-        "label": np.empty(size, np.int64),
-    }
+    images = np.empty((size, height, width, 3), np.uint8)
+    boxes, labels = np.empty((size, 4), np.float32), np.empty(size, np.int64)
     decoded = tf.data.Dataset.range(size).batch(64).map(source.fetch, tf.data.AUTOTUNE)
     for number, batch in enumerate(decoded.as_numpy_iterator()):
-        for name, values in batch.items():
-            table[name][64 * number :][: len(values)] = values
-    with tf.device("/cpu:0"):
-        kept = {name: tf.constant(values) for name, values in table.items()}
+        part = slice(64 * number, 64 * number + len(batch["label"]))
+        images[part], boxes[part], labels[part] = batch["image"], batch["bbox"], batch["label"]
 
     def fetch(wanted: tf.Tensor) -> Example:
-        return {name: tf.gather(values, wanted) for name, values in kept.items()}
+        # Not as tensors: making those would need the memory twice.
+        image, bbox, label = tf.numpy_function(
+            lambda rows: (images[rows], boxes[rows], labels[rows]),
+            [wanted],
+            (tf.uint8, tf.float32, tf.int64),
+            stateful=False,
+        )
+        return {
+            "image": tf.ensure_shape(image, [None, height, width, 3]),
+            "bbox": tf.ensure_shape(bbox, [None, 4]),
+            "label": tf.ensure_shape(label, [None]),
+        }
 
     return Source(size, height, width, fetch, source.names)
 

@@ -72,8 +72,9 @@ def distance_iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """
     a_xmin, a_ymin, a_xmax, a_ymax = _sides(a)
     b_xmin, b_ymin, b_xmax, b_ymax = _sides(b)
-    across = (a_xmin + a_xmax - b_xmin - b_xmax) / 2
-    down = (a_ymin + a_ymax - b_ymin - b_ymax) / 2
+    # In this order the distance of a box from itself is 0, whatever is rounded.
+    across = ((a_xmin - b_xmin) + (a_xmax - b_xmax)) / 2
+    down = ((a_ymin - b_ymin) + (a_ymax - b_ymax)) / 2
     width, height = _hull(a, b)
     diagonal = tf.maximum(tf.square(width) + tf.square(height), EPSILON)
     return iou(a, b) - (tf.square(across) + tf.square(down)) / diagonal

@@ -1,6 +1,7 @@
 """How fast records become batches, beside the limit that nothing can beat.
 
     python -m benchmarks.input [--data=data/tfrecords] [--config=default] [--rounds=5]
+        [--steps_per_call=1]
 
 The limit is `tf.io.decode_jpeg` of the very same bytes, in memory, as one `tf.data` graph on all
 cores, and nothing else. Augmentation is part of the training step and happens on its device; where
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--config", default="default", choices=configs.NAMES)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps_per_call", type=int, default=1, help="batches handed out at once")
     parser.add_argument("--images", type=int, default=4096, help="in each measurement")
     flags = parser.parse_args(argv)
     config = configs.apply_settings(configs.named(flags.config), configs.parse_settings(flags.set))
@@ -38,18 +40,22 @@ def main(argv: list[str] | None = None) -> None:
     one = tf.distribute.OneDeviceStrategy("/cpu:0")
 
     @tf.function
-    def augmented(group: inputs.Example) -> inputs.Example:
-        return augment.augment({name: value[0] for name, value in group.items()}, config)
+    def augmented(group: inputs.Example) -> list[inputs.Example]:
+        return [
+            augment.augment({name: value[i] for name, value in group.items()}, config)
+            for i in range(group["label"].shape[0])
+        ]
 
     def batches(cache: str, use: Callable[[inputs.Example], object]) -> float:
         source = sources[cache]
         steps = count // config.batch_size
-        iterator = inputs.training_batches(one, source, config, 0, steps + 1, 1)
+        iterator = inputs.training_batches(one, source, config, 0, steps, flags.steps_per_call)
         use(next(iterator))
-        started = time.perf_counter()
-        for _ in range(steps):
-            use(next(iterator))
-        return count / (time.perf_counter() - started)
+        images, started = 0, time.perf_counter()
+        for group in iterator:
+            use(group)
+            images += tf.size(group["label"]).numpy()
+        return images / (time.perf_counter() - started)
 
     sources = {
         cache: inputs.open_source(records, image.height, image.width, cache, config.downscale)
@@ -83,7 +89,10 @@ def main(argv: list[str] | None = None) -> None:
         },
         flags.rounds,
     )
-    print(f"{count} photos of {image.height}x{image.width}, config {config.name}")
+    print(
+        f"{count} photos of {image.height}x{image.width}, config {config.name},"
+        f" {flags.steps_per_call} steps a call"
+    )
     print(rounds.table(found, "limit: decode only", "images/s"))
 
 

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         cache: inputs.open_source(records, image.height, image.width, cache, config.downscale)
         for cache in ("none", "memory")
     }
-    encoded = [example.parse(record)["encoded"] for record in records.read(np.arange(count))]
+    encoded = example.parse(tf.constant(records.read(np.arange(count))))["encoded"]
     decoded = tf.data.Dataset.from_tensor_slices(encoded).batch(config.batch_size)
     decoded = decoded.map(
         lambda photos: tf.map_fn(

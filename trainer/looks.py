@@ -16,7 +16,7 @@ from trainer.config import Config
 from trainer.state import predictor
 
 MARGIN = 0.1
-"""Shown around the box at a second look, as a share of its side; in training, on average."""
+"""Shown around the box after the first look, as a share of its side; in training, on average."""
 
 Outputs = dict[str, tf.Tensor]
 """`bbox` float32 [b, 4], `logits` float32 [b, classes]."""

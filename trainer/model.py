@@ -135,7 +135,7 @@ def _heads(
         cells = layers.Flatten(name="cells")(_conv_block(common, 64, "cell"))
         where = layers.Dense(128, activation="relu", name="edges")(cells)
     bbox = layers.Dense(4, activation="sigmoid", dtype="float32", name="bbox")(where)
-    # Which words are shared may change with the names; without them this is a dense layer.
+    # Empty names share nothing.
     known = class_names if config.model.shared_words else [""] * len(class_names)
     logits = NameLogits(known, dtype="float32", name="label")(pooled)
     return bbox, logits

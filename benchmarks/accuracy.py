@@ -5,26 +5,31 @@
 
 Two tables, judged on the validation split; the test split is not opened. The first goes from the
 baseline to the default, one ingredient after another. The second takes the default and changes one
-thing. Finished runs are kept in `--runs`: the same command goes on where it was stopped.
+thing. Rows that differ only in how they judge share one training, whose epochs are compared by a
+single look. Finished runs are kept in `--runs`: the same command goes on where it was stopped.
 """
 
 import argparse
+import hashlib
+import json
 import os
 import statistics
 import subprocess
 import sys
+import time
 
 from tfrecords import manifest
 from tfrecords.errors import UserError, run_command
 from trainer import config as configs
-from trainer import folder, history
+from trainer import folder
+from trainer.history import Record
 
 # Each adds to the one before, and the last is the default.
 STEPS: dict[str, dict[str, str]] = {
     "baseline": {},
     "BatchNorm momentum 0.9": {"model.batch_norm_momentum": "0.9"},
-    "shuffled": {"shuffle": "true"},
-    "AdamW with warm-up and cosine": {
+    "shuffled, AdamW with warm-up and cosine": {
+        "shuffle": "true",
         "optimizer.learning_rate": "1e-3",
         "optimizer.schedule": "cosine",
         "optimizer.warmup_epochs": "1",
@@ -44,11 +49,17 @@ STEPS: dict[str, dict[str, str]] = {
     "three looks": {"predict.looks": "3"},
 }
 
-# Each is the default, which heads this table too, but for this.
+# Each is the default, which heads this table too, but for this. `--replicas` is a flag of
+# `trainer.task`, which on CPU makes so many logical devices.
 CHANGES: dict[str, dict[str, str]] = {
     "BatchNorm momentum 0.99": {"model.batch_norm_momentum": "0.99"},
     "BatchNorm momentum 0.999": {"model.batch_norm_momentum": "0.999"},
     "BatchNorm frozen": {"model.batch_norm": "frozen"},
+    "two replicas": {"--replicas": "2"},
+    "two replicas, synchronized BatchNorm": {
+        "--replicas": "2",
+        "model.batch_norm": "synchronized",
+    },
     "batches of 64": {"batch_size": "64"},
     "learning rate 5e-4": {"optimizer.learning_rate": "5e-4"},
     "learning rate 2e-3": {"optimizer.learning_rate": "2e-3"},
@@ -63,6 +74,7 @@ CHANGES: dict[str, dict[str, str]] = {
     "margins vary less": {"augment.jitter": "0.1"},
     "one look": {"predict.looks": "1"},
     "two looks": {"predict.looks": "2"},
+    "four looks": {"predict.looks": "4"},
     "not mirrored when judging": {"predict.flip": "false"},
     "names share nothing": {"model.shared_words": "false"},
     "mixup 0.2": {"augment.mixup": "0.2"},
@@ -74,6 +86,7 @@ CHANGES: dict[str, dict[str, str]] = {
     "CIoU": {"loss.box": "2*ciou"},
     "learned task weights": {"loss.weighting": "uncertainty"},
     "pooled head": {"model.head": "pooled"},
+    "soft-argmax head": {"model.head": "soft_argmax"},
     "earlier features": {"model.stride": "16"},
     "backbone frozen for an epoch": {"optimizer.freeze_epochs": "1"},
     "EMA 0.98": {"optimizer.ema": "0.98"},
@@ -81,7 +94,8 @@ CHANGES: dict[str, dict[str, str]] = {
     "dropout 0.5": {"model.dropout": "0.5"},
 }
 
-JUDGED = ("val_top1", "val_top5", "val_mean_iou", "val_iou_70")
+JUDGED = ("top1", "top5", "mean_iou", "iou_70", "seconds")
+_ONE_LOOK = {"predict.looks": "1", "predict.flip": "false"}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -93,7 +107,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", default="1,2")
     parser.add_argument("--runs", default="runs/accuracy")
     parser.add_argument("--only", help="names of rows, separated by commas; all by default")
-    parser.add_argument("--strategy", default="auto")
     flags = parser.parse_args(argv)
     only = flags.only.split(",") if flags.only else [*STEPS, *CHANGES]
     unknown = set(only) - {*STEPS, *CHANGES}
@@ -101,12 +114,12 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--only: there is no {unknown}; there are {[*STEPS, *CHANGES]}.")
     if "validation" not in manifest.read(flags.data).splits:
         raise UserError(f"the data set at {flags.data!r} has no validation split to judge on.")
-    rows = [row for row in recipes() if row[0] in only]
-    found: dict[str, list[history.Record]] = {row[0]: [] for row in rows}
-    for seed in flags.seeds.split(","):
-        for row in rows:
-            found[row[0]].append(train(flags, *row, seed))
-            print(describe(row[0], found[row[0]]), flush=True)
+    found: dict[str, list[Record]] = {}
+    for name, config, settings in recipes():
+        if name in only:
+            seeds = flags.seeds.split(",")
+            found[name] = [judge(flags, config, settings | {"seed": seed}) for seed in seeds]
+            print(describe(name, found[name]), flush=True)
     print(f"\n{flags.epochs} epochs, {flags.data}, seeds {flags.seeds}, validation split\n")
     for names in (list(STEPS), [list(STEPS)[-1], *CHANGES]):
         print(f"| | {' | '.join(JUDGED)} |\n|{'---|' * (len(JUDGED) + 1)}")
@@ -123,33 +136,66 @@ def recipes() -> list[tuple[str, str, dict[str, str]]]:
     return found + [(name, "default", settings) for name, settings in CHANGES.items()]
 
 
-def train(
-    flags: argparse.Namespace, name: str, config: str, settings: dict[str, str], seed: str
-) -> history.Record:
-    """Trains, unless it is done already, and returns the last epoch's record."""
-    run = os.path.join(flags.runs, f"{config}-{name.replace(' ', '_')}-{flags.epochs}-{seed}")
-    settings = settings | {"seed": seed}
-    words = [word for pair in settings.items() for word in pair]
-    command = [sys.executable, "-m", "trainer.task", f"--data={flags.data}", f"--run={run}"]
-    command += [f"--weights={flags.weights}", f"--epochs={flags.epochs}", f"--config={config}"]
-    command += [f"--strategy={flags.strategy}", "--report=none", "--set", *words]
-    always = {"weights": flags.weights, "epochs": str(flags.epochs)}
-    wanted = configs.apply_settings(configs.named(config), settings | always)
-    # A run of another recipe under the same name is an error, as it is to `trainer.task`.
-    folder.check(run, wanted, folder.describe_data(flags.data, manifest.read(flags.data)))
-    done = os.path.exists(run) and len(history.read(run)) == flags.epochs
-    if not done and subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-        raise UserError(f"{name} failed (see above). The command was: {' '.join(command)}")
-    return history.read(run)[-1]
+def judge(flags: argparse.Namespace, config: str, settings: dict[str, str]) -> Record:
+    """Trains and judges, unless it is done already.
+
+    Returns:
+        The metrics, and the seconds that training took: NaN if it was interrupted.
+
+    Raises:
+        UserError: a command failed; it has said why.
+    """
+    settings = settings | {"weights": flags.weights, "epochs": str(flags.epochs)}
+    replicas = settings.pop("--replicas", "1")
+    whole = configs.apply_settings(configs.named(config), settings)
+    recipe = configs.to_json(configs.apply_settings(whole, _ONE_LOOK))
+    digest = hashlib.sha256(f"{recipe} {replicas} {os.path.abspath(flags.data)}".encode())
+    run = os.path.join(flags.runs, digest.hexdigest()[:12])
+    path = os.path.join(run, f"judged-{whole.predict.looks}-{whole.predict.flip}.json")
+    if not os.path.exists(path):
+        strategy = ["--strategy=mirrored", f"--replicas={replicas}"] if replicas != "1" else []
+        training = [f"--data={flags.data}", f"--config={config}", "--report=none", *strategy]
+        seconds = _train(run, [*training, *_set(settings | _ONE_LOOK)])
+        predict = {key: str(value) for key, value in configs.flatten(whole).items()}
+        predict = {key: predict[key] for key in _ONE_LOOK}
+        _command("trainer.evaluate", [f"--run={run}", "--split=validation", *_set(predict)])
+        with open(os.path.join(run, "evaluation-validation.json")) as file:
+            folder.write_json(run, os.path.basename(path), json.load(file) | {"seconds": seconds})
+    with open(path) as file:
+        return json.load(file)
 
 
-def describe(name: str, records: list[history.Record]) -> str:
+def _train(run: str, arguments: list[str]) -> float:
+    path = os.path.join(run, "seconds.json")
+    if not os.path.exists(path):
+        fresh, started = not os.path.exists(run), time.monotonic()
+        _command("trainer.task", [f"--run={run}", *arguments])
+        folder.write_json(
+            run, "seconds.json", time.monotonic() - started if fresh else float("nan")
+        )
+    with open(path) as file:
+        return json.load(file)
+
+
+def _set(settings: dict[str, str]) -> list[str]:
+    return ["--set", *(f"{key}={value}" for key, value in settings.items())]
+
+
+def _command(module: str, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", module, *arguments]
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise UserError(f"this failed (see above): {' '.join(command)}")
+
+
+def describe(name: str, records: list[Record]) -> str:
     """Returns a row of the table: mean and range over the seeds."""
     cells = []
     for key in JUDGED:
         values = [record[key] for record in records]
-        spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-        cells.append(f"{statistics.mean(values):.3f}{spread}")
+        digits = 0 if key == "seconds" else 3
+        spread = f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+        mean = f"{statistics.mean(values):.{digits}f}"
+        cells.append(f"{mean} ({spread})" if len(values) > 1 else mean)
     return f"| {name} | {' | '.join(cells)} |"
 
 

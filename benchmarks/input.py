@@ -69,8 +69,8 @@ def main(argv: list[str] | None = None) -> None:
             photos,
             fn_output_signature=tf.TensorSpec([None, None, 3], tf.uint8),
         ),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
+        num_parallel_calls=reader.CORES,
+    ).with_options(reader.untuned())
 
     def limit() -> float:
         iterator = iter(decoded.prefetch(2))

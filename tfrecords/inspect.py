@@ -162,9 +162,10 @@ def _fields(info: manifest.Manifest, directory: str) -> Iterator[tuple[str, dict
 
     for split in filter(info.splits.get, manifest.SPLITS):
         files = [os.path.join(directory, s.file) for s in reader.shards(info, directory, split)]
-        records = tf.data.TFRecordDataset(files).map(light, num_parallel_calls=tf.data.AUTOTUNE)
+        records = tf.data.TFRecordDataset(files).map(light, num_parallel_calls=reader.CORES)
+        batches = records.batch(1024).prefetch(2).with_options(reader.untuned())
         try:
-            for batch in records.batch(1024).prefetch(2).as_numpy_iterator():
+            for batch in batches.as_numpy_iterator():
                 yield split, batch
         except (tf.errors.OpError, ValueError) as error:
             raise UserError(

@@ -14,6 +14,9 @@ import tensorflow as tf
 from tfrecords import example, manifest
 from tfrecords.errors import UserError
 
+CORES = os.cpu_count() or 1
+"""Calls of a `tf.data` map at a time."""
+
 
 def decode(serialized: tf.Tensor, height: int, width: int) -> dict[str, tf.Tensor]:
     """Parses one record and decodes its photo.
@@ -47,11 +50,27 @@ def stream(directory: str, split: str, *, limit: int = -1) -> tf.data.Dataset:
     # One file after another: parallel reads would interleave the shards, and decoding is what takes
     # the time.
     serialized = tf.data.TFRecordDataset(files, buffer_size=8 << 20).take(limit)
-    return serialized.map(
-        lambda record: decode(record, info.image.height, info.image.width),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    ).prefetch(tf.data.AUTOTUNE)
+    return (
+        serialized.map(
+            lambda record: decode(record, info.image.height, info.image.width),
+            num_parallel_calls=CORES,
+            deterministic=True,
+        )
+        .prefetch(CORES)
+        .with_options(untuned())
+    )
+
+
+def untuned() -> tf.data.Options:
+    """Returns the options of a dataset that does not tune itself.
+
+    One that does, even by TensorFlow's default, starts a thread for each iterator, which may sleep
+    for up to a minute before the iterator can be let go (TensorFlow 2.21): after each validation,
+    and at the end of a run.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
 
 
 def shards(info: manifest.Manifest, directory: str, split: str) -> list[manifest.Shard]:

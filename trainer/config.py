@@ -25,7 +25,8 @@ class Model:
             end it where its last stage begins.
         head: `pooled`: box and name are read from pooled features, as in the notebook. `spatial`:
             the box from the feature map, whose cells know where they are, and the name from the
-            backbone's own pooled features.
+            backbone's own pooled features. `soft_argmax`: as `spatial`, but each edge of the box
+            is the mean of the cells' places, weighted by how likely it runs there.
         filters: of the 1x1 convolution before the heads (`spatial`: before the box only).
         dropout: rate before the heads, 0 to 1.
         batch_norm: `local` (statistics of the batch of one replica), `synchronized` (of the
@@ -182,7 +183,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "jit": ("auto", "on", "off"),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     "model.stride": (16, 32),
-    "model.head": ("pooled", "spatial"),
+    "model.head": ("pooled", "spatial", "soft_argmax"),
     "model.batch_norm": ("local", "synchronized", "frozen"),
     "loss.box_reduction": ("mean", "sum"),
     "loss.weighting": ("fixed", "uncertainty"),
@@ -325,6 +326,11 @@ def check(config: Config) -> None:
         raise UserError(
             f"batch_size {config.batch_size} cannot be divided into"
             f" optimizer.accumulate={config.optimizer.accumulate} equal parts."
+        )
+    if config.predict.looks > 1 and not config.augment.zoom:
+        raise UserError(
+            f"predict.looks is {config.predict.looks}, but with augment.zoom 0 the model never sees"
+            " close-ups, and would judge them badly: set predict.looks 1, or augment.zoom above 0."
         )
     if config.model.batch_norm == "synchronized" and config.jit == "on":
         raise UserError("model.batch_norm=synchronized does not work with jit=on: set jit=off.")

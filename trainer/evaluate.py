@@ -1,6 +1,7 @@
 """Judges a run on a split, and draws what it sees.
 
     python -m trainer.evaluate --run=runs/NAME [--data=DIR] [--split=test]
+        [--set predict.looks 1 predict.flip false]
 
 Prints top-1, top-5, mean IoU and the shares of good boxes; writes `evaluation-SPLIT.json` and a
 folder of photos with both boxes and both names into the run folder.
@@ -18,6 +19,7 @@ from PIL import Image
 from tfrecords import example, manifest, reader
 from tfrecords.errors import UserError, run_command
 from trainer import checkpoint, folder, looks, loop, model, pictures, state, strategy
+from trainer import config as configs
 from trainer import input as inputs
 from trainer.config import Config
 from trainer.history import Record
@@ -35,8 +37,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", default="test", choices=manifest.SPLITS)
     parser.add_argument("--strategy", default="auto", choices=strategy.NAMES)
     parser.add_argument("--replicas", type=int, help="logical CPU devices instead of GPUs")
+    add = parser.add_argument
+    add("--set", nargs="+", action="append", default=[], metavar="KEY VALUE", help="predict.*")
     flags = parser.parse_args(argv)
     config, data = folder.read(flags.run)
+    config = judge_otherwise(config, [word for words in flags.set for word in words])
     directory = flags.data or data.path
     check_same_shape(manifest.read(directory), data, directory)
     devices = strategy.make(flags.strategy, flags.replicas)
@@ -49,6 +54,22 @@ def main(argv: list[str] | None = None) -> None:
     print(f"evaluating {path}")
     job = loop.Job(devices, network, values, config, source, None, flags.run, loop.Options())
     report(job, data, flags.split)
+
+
+def judge_otherwise(config: Config, words: list[str]) -> Config:
+    """Returns the config of a run with other settings of how photos are judged.
+
+    Raises:
+        UserError: a setting decides how the run was trained, or is not usable.
+    """
+    settings = configs.parse_settings(words)
+    for key in settings:
+        if not key.startswith("predict."):
+            raise UserError(
+                f"--set {key}: the run is trained already; only predict.looks and predict.flip can"
+                " be chosen when judging."
+            )
+    return configs.apply_settings(config, settings)
 
 
 def best_checkpoint(run: str) -> str:

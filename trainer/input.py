@@ -180,7 +180,8 @@ def _cached(records: reader.Records, source: Source) -> Source:
     _check_memory(size * height * width * 3)
     images = np.empty((size, height, width, 3), np.uint8)
     boxes, labels = np.empty((size, 4), np.float32), np.empty(size, np.int64)
-    decoded = tf.data.Dataset.range(size).batch(64).map(source.fetch, tf.data.AUTOTUNE)
+    decoded = tf.data.Dataset.range(size).batch(64).map(source.fetch, reader.CORES)
+    decoded = decoded.with_options(reader.untuned())
     for number, batch in enumerate(decoded.as_numpy_iterator()):
         part = slice(64 * number, 64 * number + len(batch["label"]))
         images[part], boxes[part], labels[part] = batch["image"], batch["bbox"], batch["label"]
@@ -249,7 +250,7 @@ def _distribute(
         pair = (tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int64))
         dataset = tf.data.Dataset.from_generator(groups, output_signature=pair)
         dataset = dataset.flat_map(positions)
-        dataset = dataset.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return dataset.prefetch(tf.data.AUTOTUNE)
+        dataset = dataset.map(batch, num_parallel_calls=reader.CORES, deterministic=True)
+        return dataset.prefetch(2).with_options(reader.untuned())
 
     return strategy.distribute_datasets_from_function(share)

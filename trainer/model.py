@@ -131,14 +131,31 @@ def _heads(
     told_by = common if config.model.head == "pooled" else features
     pooled = layers.GlobalAveragePooling2D(name="pool")(told_by)
     pooled = where = layers.Dropout(config.model.dropout, seed=config.seed, name="dropout")(pooled)
-    if config.model.head == "spatial":
-        cells = layers.Flatten(name="cells")(_conv_block(common, 64, "cell"))
-        where = layers.Dense(128, activation="relu", name="edges")(cells)
-    bbox = layers.Dense(4, activation="sigmoid", dtype="float32", name="bbox")(where)
+    if config.model.head == "soft_argmax":
+        bbox = _soft_argmax(layers.Conv2D(4, 1, dtype="float32", name="edges")(common))
+    else:
+        if config.model.head == "spatial":
+            cells = layers.Flatten(name="cells")(_conv_block(common, 64, "cell"))
+            where = layers.Dense(128, activation="relu", name="edges")(cells)
+        bbox = layers.Dense(4, activation="sigmoid", dtype="float32", name="bbox")(where)
     # Empty names share nothing.
     known = class_names if config.model.shared_words else [""] * len(class_names)
     logits = NameLogits(known, dtype="float32", name="label")(pooled)
     return bbox, logits
+
+
+def _soft_argmax(maps: keras.KerasTensor) -> keras.KerasTensor:
+    """Returns where edges run, [b, 4], from a map of scores for each, [b, h, w, 4].
+
+    Source: "soft-argmax" as in Luvizon et al. 2017, arXiv:1710.02322, along one axis for each edge.
+    """
+    ops = keras.ops
+    found = []
+    for edge, axis in enumerate((2, 1, 2, 1)):  # xmin, ymin, xmax, ymax
+        chances = ops.softmax(ops.mean(maps[..., edge], axis=3 - axis), axis=-1)
+        places = ops.linspace(0.0, 1.0, maps.shape[axis])
+        found.append(ops.sum(chances * places, axis=-1))
+    return ops.stack(found, axis=-1)
 
 
 def _conv_block(x: keras.KerasTensor, filters: int, name: str) -> keras.KerasTensor:

@@ -52,6 +52,26 @@ def build(
         keras.config.set_dtype_policy(policy)
 
 
+def soft_argmax(maps: keras.KerasTensor) -> keras.KerasTensor:
+    """Returns where the edges of a box run, from a map of scores for each edge.
+
+    The soft-argmax of Luvizon et al. 2017, arXiv:1710.02322, along one axis for each edge.
+
+    Args:
+        maps: float32 [batch, h, w, 4], of (xmin, ymin, xmax, ymax).
+
+    Returns:
+        float32 [batch, 4], fractions: 0 at the first cell, 1 at the last.
+    """
+    ops = keras.ops
+    found = []
+    for edge, axis in enumerate((2, 1, 2, 1)):  # xmin, ymin, xmax, ymax
+        chances = ops.softmax(ops.mean(maps[..., edge], axis=3 - axis), axis=-1)
+        places = ops.linspace(0.0, 1.0, maps.shape[axis])
+        found.append(ops.sum(chances * places, axis=-1))
+    return ops.stack(found, axis=-1)
+
+
 def _backbone(config: Config, shape: tuple[int, int, int], fresh: bool) -> keras.Model:
     backbone = keras.applications.MobileNetV2(
         input_shape=shape,
@@ -132,7 +152,7 @@ def _heads(
     pooled = layers.GlobalAveragePooling2D(name="pool")(told_by)
     pooled = where = layers.Dropout(config.model.dropout, seed=config.seed, name="dropout")(pooled)
     if config.model.head == "soft_argmax":
-        bbox = _soft_argmax(layers.Conv2D(4, 1, dtype="float32", name="edges")(common))
+        bbox = soft_argmax(layers.Conv2D(4, 1, dtype="float32", name="edges")(common))
     else:
         if config.model.head == "spatial":
             cells = layers.Flatten(name="cells")(_conv_block(common, 64, "cell"))
@@ -142,20 +162,6 @@ def _heads(
     known = class_names if config.model.shared_words else [""] * len(class_names)
     logits = NameLogits(known, dtype="float32", name="label")(pooled)
     return bbox, logits
-
-
-def _soft_argmax(maps: keras.KerasTensor) -> keras.KerasTensor:
-    """Returns where edges run, [b, 4], from a map of scores for each, [b, h, w, 4].
-
-    Source: "soft-argmax" as in Luvizon et al. 2017, arXiv:1710.02322, along one axis for each edge.
-    """
-    ops = keras.ops
-    found = []
-    for edge, axis in enumerate((2, 1, 2, 1)):  # xmin, ymin, xmax, ymax
-        chances = ops.softmax(ops.mean(maps[..., edge], axis=3 - axis), axis=-1)
-        places = ops.linspace(0.0, 1.0, maps.shape[axis])
-        found.append(ops.sum(chances * places, axis=-1))
-    return ops.stack(found, axis=-1)
 
 
 def _conv_block(x: keras.KerasTensor, filters: int, name: str) -> keras.KerasTensor:

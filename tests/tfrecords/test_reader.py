@@ -39,6 +39,11 @@ def test_the_stream_is_the_same_each_time_and_stops_at_the_limit(directory):
     assert len(names(limit=0)) == 0
 
 
+def test_the_stream_can_be_let_go_at_once(directory):
+    # What tunes itself may hold its iterator back for a minute: seen, but only now and then.
+    assert reader.stream(directory, "train").options().autotune.enabled is False
+
+
 def test_random_access_equals_the_stream(directory):
     records = reader.Records(directory, "train")
     assert len(records) == 7

@@ -173,6 +173,15 @@ def test_a_start_killed_before_its_config_was_written_is_taken_over(data, tmp_pa
     folder.check(str(tmp_path), configs.Config(), info)
 
 
+def test_a_run_can_be_judged_in_another_way_but_not_as_another_run(finished):
+    config, _ = folder.read(finished[0])
+    other = evaluate.judge_otherwise(config, ["predict.looks", "2", "predict.flip=false"])
+    assert (other.predict.looks, other.predict.flip) == (2, False)
+    assert evaluate.judge_otherwise(other, ["predict.looks=3", "predict.flip=true"]) == config
+    with pytest.raises(UserError, match="--set epochs: the run is trained already"):
+        evaluate.main([f"--run={finished[0]}", "--set", "epochs", "9"])
+
+
 def test_evaluating_what_is_no_run_is_named(tmp_path):
     with pytest.raises(UserError, match="there is no run there"):
         evaluate.main([f"--run={tmp_path}"])

@@ -1,0 +1,33 @@
+"""The heads on MobileNetV2."""
+
+import numpy as np
+import pytest
+
+from tests.tfrecords import datasets
+from trainer import config as configs
+from trainer import model
+
+
+@pytest.mark.parametrize("head", ["pooled", "spatial", "soft_argmax"])
+@pytest.mark.parametrize("stride", [16, 32])
+def test_every_head_names_and_boxes_photos_of_any_size(head, stride):
+    settings = {"weights": "none", "model.alpha": "0.35", "model.filters": "8"}
+    settings |= {"model.head": head, "model.stride": str(stride)}
+    config = configs.apply_settings(configs.named("default"), settings)
+    built = model.build(config, 72, 100, datasets.CLASS_NAMES)
+    photos = np.random.default_rng(0).integers(0, 256, (2, 72, 100, 3)).astype("float32")
+    found = built(photos)
+    assert found["logits"].shape == (2, len(datasets.CLASS_NAMES))
+    assert found["bbox"].shape == (2, 4)
+    assert 0 <= found["bbox"].numpy().min() <= found["bbox"].numpy().max() <= 1
+
+
+def test_each_edge_runs_where_its_scores_say():
+    maps = np.zeros((1, 3, 5, 4), np.float32)
+    for edge, (row, column) in enumerate([(2, 1), (0, 3), (2, 3), (1, 0)]):
+        maps[0, row, column, edge] = 1000
+    np.testing.assert_allclose(model.soft_argmax(maps), [[0.25, 0.0, 0.75, 0.5]], atol=1e-6)
+
+
+def test_without_scores_every_edge_runs_through_the_middle():
+    np.testing.assert_allclose(model.soft_argmax(np.zeros((1, 3, 5, 4), np.float32)), [[0.5] * 4])

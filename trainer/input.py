@@ -12,12 +12,29 @@ from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.data.ops import multi_device_iterator_ops
 
 from tfrecords import example, reader
 from tfrecords.errors import UserError
 from trainer.config import Config
 
 Example = dict[str, tf.Tensor]
+
+
+def _let_go_at_once() -> None:
+    """Keeps the iterator that a strategy makes for each device from tuning itself.
+
+    It has one thing to do, so there is nothing to tune; for the harm, see `reader.untuned`. Its
+    options cannot be reached but here. Where another TensorFlow names this otherwise, ends of
+    epochs and runs may take longer, and nothing else.
+    """
+    module = multi_device_iterator_ops
+    make = getattr(module, "_create_device_dataset", None)
+    if make:
+        module._create_device_dataset = lambda *args: make(*args).with_options(reader.untuned())
+
+
+_let_go_at_once()
 
 
 @dataclass(frozen=True)

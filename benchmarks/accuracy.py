@@ -5,13 +5,16 @@
 
 Two tables, judged on the validation split; the test split is not opened. The first goes from the
 baseline to the default, one ingredient after another. The second takes the default and changes one
-thing. Rows that differ only in how they judge share one training, whose epochs are compared by a
-single look. Finished runs are kept in `--runs`: the same command goes on where it was stopped.
+thing. Rows that differ only in how they judge share one training. Judged is its best epoch, by the
+validation loss of a single look. Finished runs are kept in `--runs`: the same command goes on where
+it was stopped. `training_seconds` is the wall time of `trainer.task`, its start and the validation
+of each epoch by a single look included.
 """
 
 import argparse
 import hashlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -28,7 +31,7 @@ from trainer.history import Record
 STEPS: dict[str, dict[str, str]] = {
     "baseline": {},
     "BatchNorm momentum 0.9": {"model.batch_norm_momentum": "0.9"},
-    "shuffled, AdamW with warm-up and cosine": {
+    "shuffled and AdamW with warm-up and cosine": {
         "shuffle": "true",
         "optimizer.learning_rate": "1e-3",
         "optimizer.schedule": "cosine",
@@ -50,13 +53,13 @@ STEPS: dict[str, dict[str, str]] = {
 }
 
 # Each is the default, which heads this table too, but for this. `--replicas` is a flag of
-# `trainer.task`, which on CPU makes so many logical devices.
+# `trainer.task`: so many logical devices of the CPU, even where there are GPUs.
 CHANGES: dict[str, dict[str, str]] = {
     "BatchNorm momentum 0.99": {"model.batch_norm_momentum": "0.99"},
     "BatchNorm momentum 0.999": {"model.batch_norm_momentum": "0.999"},
     "BatchNorm frozen": {"model.batch_norm": "frozen"},
     "two replicas": {"--replicas": "2"},
-    "two replicas, synchronized BatchNorm": {
+    "two replicas with synchronized BatchNorm": {
         "--replicas": "2",
         "model.batch_norm": "synchronized",
     },
@@ -94,7 +97,7 @@ CHANGES: dict[str, dict[str, str]] = {
     "dropout 0.5": {"model.dropout": "0.5"},
 }
 
-JUDGED = ("top1", "top5", "mean_iou", "iou_70", "seconds")
+JUDGED = ("top1", "top5", "mean_iou", "iou_70", "training_seconds")
 _ONE_LOOK = {"predict.looks": "1", "predict.flip": "false"}
 
 
@@ -145,11 +148,13 @@ def judge(flags: argparse.Namespace, config: str, settings: dict[str, str]) -> R
     Raises:
         UserError: a command failed; it has said why.
     """
-    settings = settings | {"weights": flags.weights, "epochs": str(flags.epochs)}
+    # One name, so that recipes that are the same are so wherever they started from.
+    settings = settings | {"weights": flags.weights, "epochs": str(flags.epochs), "name": "row"}
     replicas = settings.pop("--replicas", "1")
     whole = configs.apply_settings(configs.named(config), settings)
     recipe = configs.to_json(configs.apply_settings(whole, _ONE_LOOK))
-    digest = hashlib.sha256(f"{recipe} {replicas} {os.path.abspath(flags.data)}".encode())
+    data = folder.describe_data(flags.data, manifest.read(flags.data))
+    digest = hashlib.sha256(f"{recipe} {replicas} {data.fingerprint}".encode())
     run = os.path.join(flags.runs, digest.hexdigest()[:12])
     path = os.path.join(run, f"judged-{whole.predict.looks}-{whole.predict.flip}.json")
     if not os.path.exists(path):
@@ -158,9 +163,12 @@ def judge(flags: argparse.Namespace, config: str, settings: dict[str, str]) -> R
         seconds = _train(run, [*training, *_set(settings | _ONE_LOOK)])
         predict = {key: str(value) for key, value in configs.flatten(whole).items()}
         predict = {key: predict[key] for key in _ONE_LOOK}
-        _command("trainer.evaluate", [f"--run={run}", "--split=validation", *_set(predict)])
+        judging = [f"--run={run}", f"--data={flags.data}", "--split=validation"]
+        _command("trainer.evaluate", [*judging, *_set(predict)])
         with open(os.path.join(run, "evaluation-validation.json")) as file:
-            folder.write_json(run, os.path.basename(path), json.load(file) | {"seconds": seconds})
+            folder.write_json(
+                run, os.path.basename(path), json.load(file) | {"training_seconds": seconds}
+            )
     with open(path) as file:
         return json.load(file)
 
@@ -191,11 +199,12 @@ def describe(name: str, records: list[Record]) -> str:
     """Returns a row of the table: mean and range over the seeds."""
     cells = []
     for key in JUDGED:
-        values = [record[key] for record in records]
-        digits = 0 if key == "seconds" else 3
+        # Seconds are not known of a training that was interrupted.
+        values = [record[key] for record in records if not math.isnan(record[key])] or [math.nan]
+        digits = 0 if key == "training_seconds" else 3
         spread = f"{min(values):.{digits}f} to {max(values):.{digits}f}"
         mean = f"{statistics.mean(values):.{digits}f}"
-        cells.append(f"{mean} ({spread})" if len(values) > 1 else mean)
+        cells.append(f"{mean} ({spread})" if len(records) > 1 else mean)
     return f"| {name} | {' | '.join(cells)} |"
 
 

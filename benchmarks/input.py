@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import rounds
-from tfrecords import example, manifest, reader
+from tfrecords import example, manifest, pipelines, reader
 from tfrecords.errors import run_command
 from trainer import augment
 from trainer import config as configs
@@ -69,8 +69,8 @@ def main(argv: list[str] | None = None) -> None:
             photos,
             fn_output_signature=tf.TensorSpec([None, None, 3], tf.uint8),
         ),
-        num_parallel_calls=reader.CORES,
-    ).with_options(reader.untuned())
+        num_parallel_calls=pipelines.CORES,
+    ).with_options(pipelines.untuned())
 
     def limit() -> float:
         iterator = iter(decoded.prefetch(2))

@@ -158,16 +158,18 @@ def _limit_graph(photos: list[bytes], flags: argparse.Namespace) -> Any:
     import tensorflow as tf
 
     from preprocess import image
+    from tfrecords import pipelines
 
     options = image.ImageOptions(flags.image_height, flags.image_width)
     return (
         tf.data.Dataset.from_tensor_slices(photos)
         .map(
             lambda photo: tf.strings.length(image.graph(photo, tf.constant(1), options)[0]),
-            num_parallel_calls=os.cpu_count(),
+            num_parallel_calls=pipelines.CORES,
             deterministic=False,
         )
         .batch(256)
+        .with_options(pipelines.untuned())
     )
 
 

@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from benchmarks import rounds
-from tfrecords import manifest, reader
+from tfrecords import manifest, pipelines, reader
 from tfrecords.errors import run_command
 from trainer import augment, loop, losses, model, state, strategy
 from trainer import config as configs
@@ -130,6 +130,7 @@ def by_fit(
         return changed["image"], {"bbox": changed["bbox"], "logits": target}
 
     same = tf.data.Dataset.from_tensors(batch).repeat().map(example_and_targets).prefetch(1)
+    same = same.with_options(pipelines.untuned())
     box_loss = losses.box_loss(config.loss.box)
     with devices.scope():
         network = model.build(config, source.height, source.width, info.class_names)

@@ -18,7 +18,7 @@ from tfrecords.quiet import quiet_imports
 with quiet_imports():
     import tensorflow as tf
 
-from tfrecords import example, manifest, reader
+from tfrecords import example, manifest, pipelines, reader
 from tfrecords.errors import UserError, run_command
 
 _IMBALANCE = 10  # times more training photos in the largest class than in the smallest: a warning
@@ -162,8 +162,8 @@ def _fields(info: manifest.Manifest, directory: str) -> Iterator[tuple[str, dict
 
     for split in filter(info.splits.get, manifest.SPLITS):
         files = [os.path.join(directory, s.file) for s in reader.shards(info, directory, split)]
-        records = tf.data.TFRecordDataset(files).map(light, num_parallel_calls=reader.CORES)
-        batches = records.batch(1024).prefetch(2).with_options(reader.untuned())
+        records = tf.data.TFRecordDataset(files).map(light, num_parallel_calls=pipelines.CORES)
+        batches = records.batch(1024).prefetch(2).with_options(pipelines.untuned())
         try:
             for batch in batches.as_numpy_iterator():
                 yield split, batch

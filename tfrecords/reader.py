@@ -11,11 +11,8 @@ import struct
 import numpy as np
 import tensorflow as tf
 
-from tfrecords import example, manifest
+from tfrecords import example, manifest, pipelines
 from tfrecords.errors import UserError
-
-CORES = os.cpu_count() or 1
-"""Calls of a `tf.data` map at a time."""
 
 
 def decode(serialized: tf.Tensor, height: int, width: int) -> dict[str, tf.Tensor]:
@@ -53,24 +50,12 @@ def stream(directory: str, split: str, *, limit: int = -1) -> tf.data.Dataset:
     return (
         serialized.map(
             lambda record: decode(record, info.image.height, info.image.width),
-            num_parallel_calls=CORES,
+            num_parallel_calls=pipelines.CORES,
             deterministic=True,
         )
-        .prefetch(CORES)
-        .with_options(untuned())
+        .prefetch(pipelines.CORES)
+        .with_options(pipelines.untuned())
     )
-
-
-def untuned() -> tf.data.Options:
-    """Returns the options of a dataset that does not tune itself.
-
-    One that does, even by TensorFlow's default, starts a thread for each iterator, which may sleep
-    for up to a minute before the iterator can be let go (TensorFlow 2.21): after each validation,
-    and at the end of a run.
-    """
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return options
 
 
 def shards(info: manifest.Manifest, directory: str, split: str) -> list[manifest.Shard]:

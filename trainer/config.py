@@ -27,7 +27,7 @@ class Model:
             the box from the feature map, whose cells know where they are, and the name from the
             backbone's own pooled features. `soft_argmax`: as `spatial`, but each edge of the box
             is the mean of the cells' places, weighted by how likely it runs there.
-        filters: of the 1x1 convolution before the heads (`spatial`: before the box only).
+        filters: of the 1x1 convolution before the box (`pooled`: before box and name).
         dropout: rate before the heads, 0 to 1.
         batch_norm: `local` (statistics of the batch of one replica), `synchronized` (of the
             global batch; not with XLA), or `frozen` (the statistics that the weights came with).
@@ -311,7 +311,8 @@ def check(config: Config) -> None:
     """Checks what types cannot.
 
     Raises:
-        UserError: a field's value is not among its choices or outside its range.
+        UserError: a field's value is not among its choices or outside its range, or fields do not
+            go together.
     """
     values = flatten(config)
     for key, choices in _CHOICES.items():
@@ -329,8 +330,9 @@ def check(config: Config) -> None:
         )
     if config.predict.looks > 1 and not config.augment.zoom:
         raise UserError(
-            f"predict.looks is {config.predict.looks}, but with augment.zoom 0 the model never sees"
-            " close-ups, and would judge them badly: set predict.looks 1, or augment.zoom above 0."
+            f"predict.looks is {config.predict.looks}, but with augment.zoom 0 the model never"
+            " sees close-ups, and would judge them badly: set predict.looks 1, or train with"
+            " augment.zoom above 0."
         )
     if config.model.batch_norm == "synchronized" and config.jit == "on":
         raise UserError("model.batch_norm=synchronized does not work with jit=on: set jit=off.")

@@ -62,6 +62,8 @@ def judge_otherwise(config: Config, words: list[str]) -> Config:
     Raises:
         UserError: a setting decides how the run was trained, or is not usable.
     """
+    if not words:
+        return config
     settings = configs.parse_settings(words)
     for key in settings:
         if not key.startswith("predict."):
@@ -112,6 +114,8 @@ def report(job: loop.Job, data: folder.Data, split: str) -> None:
     All workers take part in the evaluation; the chief reports.
     """
     found = loop.make_evaluate(job, open_split(data, split, job.config))()
+    looks, flip = job.config.predict.looks, job.config.predict.flip
+    found |= {"looks": looks, "flip": flip}
     if not job.options.chief:
         return
     path = folder.write_json(job.folder, f"evaluation-{split}.json", found)
@@ -124,7 +128,8 @@ def report(job: loop.Job, data: folder.Data, split: str) -> None:
 def summary(found: Record) -> str:
     """Returns the metrics for people, in one block."""
     lines = [
-        f"{int(found['num_examples'])} photos",
+        f"{int(found['num_examples'])} photos, judged in {int(found['looks'])} look"
+        f"{'s' * (found['looks'] > 1)}{', mirrored too' * bool(found['flip'])}",
         f"top-1 {found['top1']:.1%}, top-5 {found['top5']:.1%}",
         f"mean IoU {found['mean_iou']:.4f}; IoU >= 0.5: {found['iou_50']:.1%},"
         f" >= 0.7: {found['iou_70']:.1%}, >= 0.9: {found['iou_90']:.1%}",

@@ -12,29 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.data.ops import multi_device_iterator_ops
 
-from tfrecords import example, reader
+from tfrecords import example, pipelines, reader
 from tfrecords.errors import UserError
 from trainer.config import Config
 
 Example = dict[str, tf.Tensor]
 
+_GROUPS_AT_A_TIME = 16
 
-def _let_go_at_once() -> None:
-    """Keeps the iterator that a strategy makes for each device from tuning itself.
-
-    It has one thing to do, so there is nothing to tune; for the harm, see `reader.untuned`. Its
-    options cannot be reached but here. Where another TensorFlow names this otherwise, ends of
-    epochs and runs may take longer, and nothing else.
-    """
-    module = multi_device_iterator_ops
-    make = getattr(module, "_create_device_dataset", None)
-    if make:
-        module._create_device_dataset = lambda *args: make(*args).with_options(reader.untuned())
-
-
-_let_go_at_once()
+pipelines.untune_devices()
 
 
 @dataclass(frozen=True)
@@ -197,8 +184,8 @@ def _cached(records: reader.Records, source: Source) -> Source:
     _check_memory(size * height * width * 3)
     images = np.empty((size, height, width, 3), np.uint8)
     boxes, labels = np.empty((size, 4), np.float32), np.empty(size, np.int64)
-    decoded = tf.data.Dataset.range(size).batch(64).map(source.fetch, reader.CORES)
-    decoded = decoded.with_options(reader.untuned())
+    decoded = tf.data.Dataset.range(size).batch(64).map(source.fetch, pipelines.CORES)
+    decoded = decoded.with_options(pipelines.untuned())
     for number, batch in enumerate(decoded.as_numpy_iterator()):
         part = slice(64 * number, 64 * number + len(batch["label"]))
         images[part], boxes[part], labels[part] = batch["image"], batch["bbox"], batch["label"]
@@ -267,7 +254,9 @@ def _distribute(
         pair = (tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int64))
         dataset = tf.data.Dataset.from_generator(groups, output_signature=pair)
         dataset = dataset.flat_map(positions)
-        dataset = dataset.map(batch, num_parallel_calls=reader.CORES, deterministic=True)
-        return dataset.prefetch(2).with_options(reader.untuned())
+        # Each call holds a whole group of batches.
+        calls = min(pipelines.CORES, _GROUPS_AT_A_TIME)
+        dataset = dataset.map(batch, num_parallel_calls=calls, deterministic=True)
+        return dataset.prefetch(2).with_options(pipelines.untuned())
 
     return strategy.distribute_datasets_from_function(share)

@@ -58,7 +58,7 @@ def soft_argmax(maps: keras.KerasTensor) -> keras.KerasTensor:
     The soft-argmax of Luvizon et al. 2017, arXiv:1710.02322, along one axis for each edge.
 
     Args:
-        maps: float32 [batch, h, w, 4], of (xmin, ymin, xmax, ymax).
+        maps: float32 [batch, h, w, 4], of (xmin, ymin, xmax, ymax); h and w at least 2.
 
     Returns:
         float32 [batch, 4], fractions: 0 at the first cell, 1 at the last.
@@ -152,6 +152,12 @@ def _heads(
     pooled = layers.GlobalAveragePooling2D(name="pool")(told_by)
     pooled = where = layers.Dropout(config.model.dropout, seed=config.seed, name="dropout")(pooled)
     if config.model.head == "soft_argmax":
+        if min(common.shape[1:3]) < 2:
+            raise UserError(
+                "model.head=soft_argmax needs at least 2x2 cells, and"
+                f" model.stride={config.model.stride} leaves {common.shape[1]}x{common.shape[2]} of"
+                " these photos. Use larger photos, a smaller stride, or another head."
+            )
         bbox = soft_argmax(layers.Conv2D(4, 1, dtype="float32", name="edges")(common))
     else:
         if config.model.head == "spatial":

@@ -40,7 +40,7 @@ def test_the_stream_is_the_same_each_time_and_stops_at_the_limit(directory):
 
 
 def test_the_stream_can_be_let_go_at_once(directory):
-    # What tunes itself may hold its iterator back for a minute: seen, but only now and then.
+    # What tunes itself may hold its iterator back for a minute, but only now and then.
     assert reader.stream(directory, "train").options().autotune.enabled is False
 
 

@@ -39,7 +39,7 @@ def test_a_wrong_setting_is_named_with_its_remedy(key, value, said):
 
 
 def test_looks_from_near_without_close_ups_to_learn_from_are_refused():
-    with pytest.raises(UserError, match="set predict"):
+    with pytest.raises(UserError, match=r"looks 1, or train with augment\.zoom above 0"):
         configs.apply_settings(configs.named("default"), {"augment.zoom": "0"})
     configs.apply_settings(configs.named("default"), {"augment.zoom": "0", "predict.looks": "1"})
 

@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorflow.python.data.ops import multi_device_iterator_ops
 
 from tests.tfrecords import datasets
 from tfrecords.errors import UserError
@@ -30,6 +31,20 @@ def batches(strategy, source, config, start, stop, steps_per_call=1) -> list[dic
         joined = {k: np.concatenate(v, axis=1) for k, v in parts.items()}
         found += [{k: v[i] for k, v in joined.items()} for i in range(len(joined["label"]))]
     return found
+
+
+def test_no_iterator_of_a_device_tunes_itself(source, monkeypatch):
+    # They may take up to a minute to be let go; the name is TensorFlow's own and may change.
+    created = []
+    create = multi_device_iterator_ops._create_device_dataset
+
+    def watch(*args):
+        created.append(create(*args))
+        return created[-1]
+
+    monkeypatch.setattr(multi_device_iterator_ops, "_create_device_dataset", watch)
+    next(inputs.training_batches(two_replicas(), source("train"), CONFIG, 0, 1, 1))
+    assert [dataset.options().autotune.enabled for dataset in created] == [False, False]
 
 
 def assert_same(a: list[dict], b: list[dict]) -> None:

@@ -4,22 +4,33 @@ import numpy as np
 import pytest
 
 from tests.tfrecords import datasets
+from tfrecords.errors import UserError
 from trainer import config as configs
 from trainer import model
 
+SMALL = {"weights": "none", "model.alpha": "0.35", "model.filters": "8"}
+
 
 @pytest.mark.parametrize("head", ["pooled", "spatial", "soft_argmax"])
-@pytest.mark.parametrize("stride", [16, 32])
-def test_every_head_names_and_boxes_photos_of_any_size(head, stride):
-    settings = {"weights": "none", "model.alpha": "0.35", "model.filters": "8"}
-    settings |= {"model.head": head, "model.stride": str(stride)}
+@pytest.mark.parametrize(
+    ("stride", "height", "width"), [(16, 72, 100), (32, 256, 63), (32, 64, 64)]
+)
+def test_every_head_names_and_boxes_photos_of_any_size(head, stride, height, width):
+    settings = SMALL | {"model.head": head, "model.stride": str(stride)}
     config = configs.apply_settings(configs.named("default"), settings)
-    built = model.build(config, 72, 100, datasets.CLASS_NAMES)
-    photos = np.random.default_rng(0).integers(0, 256, (2, 72, 100, 3)).astype("float32")
+    built = model.build(config, height, width, datasets.CLASS_NAMES)
+    photos = np.random.default_rng(0).integers(0, 256, (2, height, width, 3)).astype("float32")
     found = built(photos)
     assert found["logits"].shape == (2, len(datasets.CLASS_NAMES))
     assert found["bbox"].shape == (2, 4)
     assert 0 <= found["bbox"].numpy().min() <= found["bbox"].numpy().max() <= 1
+
+
+def test_edges_need_two_cells_to_run_between():
+    settings = SMALL | {"model.head": "soft_argmax"}
+    config = configs.apply_settings(configs.named("default"), settings)
+    with pytest.raises(UserError, match="leaves 1x3 of these photos"):
+        model.build(config, 32, 96, datasets.CLASS_NAMES)
 
 
 def test_each_edge_runs_where_its_scores_say():

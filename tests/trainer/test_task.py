@@ -178,6 +178,8 @@ def test_a_run_can_be_judged_in_another_way_but_not_as_another_run(finished):
     other = evaluate.judge_otherwise(config, ["predict.looks", "2", "predict.flip=false"])
     assert (other.predict.looks, other.predict.flip) == (2, False)
     assert evaluate.judge_otherwise(other, ["predict.looks=3", "predict.flip=true"]) == config
+    said = commands.run("trainer.evaluate", f"--run={finished[0]}", "--set", "predict.looks=1")
+    assert "7 photos, judged in 1 look, mirrored too" in said
     with pytest.raises(UserError, match="--set epochs: the run is trained already"):
         evaluate.main([f"--run={finished[0]}", "--set", "epochs", "9"])
 

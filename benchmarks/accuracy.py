@@ -66,6 +66,7 @@ CHANGES: dict[str, dict[str, str]] = {
     "batches of 64": {"batch_size": "64"},
     "learning rate 5e-4": {"optimizer.learning_rate": "5e-4"},
     "learning rate 2e-3": {"optimizer.learning_rate": "2e-3"},
+    "warm-up of 0.4 epochs": {"optimizer.warmup_epochs": "0.4"},
     "constant learning rate": {"optimizer.schedule": "constant"},
     "weight decay 0": {"optimizer.weight_decay": "0"},
     "no flip": {"augment.flip": "false"},

@@ -50,6 +50,7 @@ STEPS: dict[str, dict[str, str]] = {
     "mirrored too when judging": {"predict.flip": "true"},
     "shown from near": {"augment.zoom": "0.75"},
     "three looks": {"predict.looks": "3"},
+    "soft-argmax head": {"model.head": "soft_argmax"},
 }
 
 # Each is the default, which heads this table too, but for this. `--replicas` is a flag of
@@ -90,7 +91,7 @@ CHANGES: dict[str, dict[str, str]] = {
     "CIoU": {"loss.box": "2*ciou"},
     "learned task weights": {"loss.weighting": "uncertainty"},
     "pooled head": {"model.head": "pooled"},
-    "soft-argmax head": {"model.head": "soft_argmax"},
+    "spatial head without soft-argmax": {"model.head": "spatial"},
     "earlier features": {"model.stride": "16"},
     "backbone frozen for an epoch": {"optimizer.freeze_epochs": "1"},
     "EMA 0.98": {"optimizer.ema": "0.98"},

@@ -39,7 +39,7 @@ class Model:
 
     alpha: float = 1.0
     stride: int = 32
-    head: str = "spatial"
+    head: str = "soft_argmax"
     filters: int = 256
     dropout: float = 0.2
     batch_norm: str = "local"
@@ -248,7 +248,7 @@ def sample() -> Config:
         weights="none",
         epochs=26,
         downscale=4,
-        model=Model(alpha=0.35, stride=16, dropout=0.0, shared_words=False),
+        model=Model(alpha=0.35, stride=16, head="spatial", dropout=0.0, shared_words=False),
         augment=Augment(crop=0.0, zoom=0.0, colour=0.2),
         loss=Loss(label_smoothing=0.05),
         optimizer=Optimizer(learning_rate=4e-3, weight_decay=0.05, ema=0.98),

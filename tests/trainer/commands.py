@@ -12,7 +12,7 @@ from trainer import checkpoint
 # Small, and the same weights to float tolerance on one device, two replicas and two workers:
 # no dropout, and BatchNorm frozen because its statistics are of one replica's share of a batch.
 _SETTINGS = """
-    --config=default --weights=none --epochs=2 --batch_size=4 --set model.alpha 0.35
+    --config=default --weights=none --epochs=2 --batch_size=4 --set model.alpha 0.35 model.stride 16
     model.filters 8 model.dropout 0 model.batch_norm frozen optimizer.ema 0.9
     optimizer.warmup_epochs 0.5
 """

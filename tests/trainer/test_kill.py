@@ -18,8 +18,9 @@ DEVICES = {"one": ["--strategy=one"], "mirrored": ["--strategy=mirrored", "--rep
 @pytest.mark.parametrize("strategy", DEVICES)
 def test_a_run_killed_twenty_times_ends_with_the_same_bits(data, tmp_path, strategy):
     # Dropout, BatchNorm in training and all augmentation are on; every step saves.
-    settings = "--config=default --weights=none --epochs=20 --batch_size=4 --set model.alpha 0.35"
-    flags = [f"--data={data}", *DEVICES[strategy], *settings.split(), "optimizer.ema", "0.9"]
+    settings = "--config=default --weights=none --epochs=20 --batch_size=4"
+    recipe = ["--set", "model.alpha=0.35", "model.stride=16", "optimizer.ema=0.9"]
+    flags = [f"--data={data}", *DEVICES[strategy], *settings.split(), *recipe]
     undisturbed, killed = str(tmp_path / "undisturbed"), str(tmp_path / "killed")
     commands.run("trainer.task", *flags, f"--run={undisturbed}")
     steps: list[int] = []

@@ -158,7 +158,9 @@ def _heads(
                 f" model.stride={config.model.stride} leaves {common.shape[1]}x{common.shape[2]} of"
                 " these photos. Use larger photos, a smaller stride, or another head."
             )
-        bbox = soft_argmax(layers.Conv2D(4, 1, dtype="float32", name="edges")(common))
+        bbox = soft_argmax(
+            layers.Conv2D(4, 1, use_bias=False, dtype="float32", name="edges")(common)
+        )
     else:
         if config.model.head == "spatial":
             cells = layers.Flatten(name="cells")(_conv_block(common, 64, "cell"))

@@ -16,7 +16,7 @@ CONFIG = Config(
     epochs=2,
     batch_size=4,
     seed=5,
-    model=Model(alpha=0.35, stride=16, filters=8, dropout=0.2),
+    model=Model(alpha=0.35, head="spatial", filters=8, dropout=0.2),
     augment=Augment(crop=0.5, colour=0.2),
     optimizer=Optimizer(learning_rate=1e-3, warmup_epochs=0.5, ema=0.9),
 )

@@ -163,8 +163,7 @@ def judge(flags: argparse.Namespace, config: str, settings: dict[str, str]) -> R
         strategy = ["--strategy=mirrored", f"--replicas={replicas}"] if replicas != "1" else []
         training = [f"--data={flags.data}", f"--config={config}", "--report=none", *strategy]
         seconds = _train(run, [*training, *_set(settings | _ONE_LOOK)])
-        predict = {key: str(value) for key, value in configs.flatten(whole).items()}
-        predict = {key: predict[key] for key in _ONE_LOOK}
+        predict = {key: str(configs.flatten(whole)[key]) for key in _ONE_LOOK}
         judging = [f"--run={run}", f"--data={flags.data}", "--split=validation"]
         _command("trainer.evaluate", [*judging, *_set(predict)])
         with open(os.path.join(run, "evaluation-validation.json")) as file:
@@ -180,9 +179,7 @@ def _train(run: str, arguments: list[str]) -> float:
     if not os.path.exists(path):
         fresh, started = not os.path.exists(run), time.monotonic()
         _command("trainer.task", [f"--run={run}", *arguments])
-        folder.write_json(
-            run, "seconds.json", time.monotonic() - started if fresh else float("nan")
-        )
+        folder.write_json(run, "seconds.json", time.monotonic() - started if fresh else math.nan)
     with open(path) as file:
         return json.load(file)
 

@@ -37,8 +37,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", default="test", choices=manifest.SPLITS)
     parser.add_argument("--strategy", default="auto", choices=strategy.NAMES)
     parser.add_argument("--replicas", type=int, help="logical CPU devices instead of GPUs")
-    add = parser.add_argument
-    add("--set", nargs="+", action="append", default=[], metavar="KEY VALUE", help="predict.*")
+    parser.add_argument(
+        "--set", nargs="+", action="append", default=[], metavar="KEY VALUE", help="predict.*"
+    )
     flags = parser.parse_args(argv)
     config, data = folder.read(flags.run)
     config = judge_otherwise(config, [word for words in flags.set for word in words])
@@ -114,10 +115,9 @@ def report(job: loop.Job, data: folder.Data, split: str) -> None:
     All workers take part in the evaluation; the chief reports.
     """
     found = loop.make_evaluate(job, open_split(data, split, job.config))()
-    looks, flip = job.config.predict.looks, job.config.predict.flip
-    found |= {"looks": looks, "flip": flip}
     if not job.options.chief:
         return
+    found |= {"looks": job.config.predict.looks, "flip": job.config.predict.flip}
     path = folder.write_json(job.folder, f"evaluation-{split}.json", found)
     where = os.path.join(job.folder, f"pictures-{split}")
     write_pictures(draw(job, data, split, _PICTURES), where)

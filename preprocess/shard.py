@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 
 from preprocess import image, storage
-from tfrecords import example
+from tfrecords import example, pipelines
 
 PLAN = pa.schema(
     [
@@ -366,8 +366,7 @@ def _measures(one: _Written) -> tuple[float, ...]:
 
 def _num_threads() -> int:
     """One more than there are cores: one of them waits for the interpreter or the disk."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    return 1 + (len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1)
+    return 1 + pipelines.CORES
 
 
 @functools.cache

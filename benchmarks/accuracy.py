@@ -42,7 +42,7 @@ STEPS: dict[str, dict[str, str]] = {
     "dropout 0.2": {"model.dropout": "0.2"},
     "label smoothing": {"loss.label_smoothing": "0.1"},
     "L1 and GIoU": {"loss.box": "5*l1+2*giou", "loss.box_reduction": "mean"},
-    "spatial head": {"model.head": "spatial"},
+    "spatial head": {"model.head": "spatial", "model.box_stride": "32"},
     "flip": {"augment.flip": "true"},
     "crop": {"augment.crop": "0.4"},
     "colour": {"augment.colour": "0.3"},
@@ -51,6 +51,7 @@ STEPS: dict[str, dict[str, str]] = {
     "shown from near": {"augment.zoom": "0.75"},
     "three looks": {"predict.looks": "3"},
     "soft-argmax head": {"model.head": "soft_argmax"},
+    "box from earlier features": {"model.box_stride": "16"},
 }
 
 # Each is the default, which heads this table too, but for this. `--replicas` is a flag of
@@ -92,7 +93,8 @@ CHANGES: dict[str, dict[str, str]] = {
     "learned task weights": {"loss.weighting": "uncertainty"},
     "pooled head": {"model.head": "pooled"},
     "spatial head without soft-argmax": {"model.head": "spatial"},
-    "earlier features": {"model.stride": "16"},
+    "box from the last features": {"model.box_stride": "32"},
+    "name from earlier features too": {"model.stride": "16"},
     "backbone frozen for an epoch": {"optimizer.freeze_epochs": "1"},
     "EMA 0.98": {"optimizer.ema": "0.98"},
     "no dropout": {"model.dropout": "0"},

@@ -23,6 +23,8 @@ class Model:
         alpha: width of MobileNetV2; ImageNet weights exist for 1.0 (and others of Keras).
         stride: pixels of the photo to a cell of the feature map: 32 for the whole backbone, 16 to
             end it where its last stage begins.
+        box_stride: pixels to a cell of the map that the box is read from, at most `stride`: 16 is
+            where the backbone's last stage begins. Not of `pooled`, which has one map for both.
         head: `pooled`: box and name are read from pooled features, as in the notebook. `spatial`:
             the box from the feature map, whose cells know where they are, and the name from the
             backbone's own pooled features. `soft_argmax`: as `spatial`, but each edge of the box
@@ -39,6 +41,7 @@ class Model:
 
     alpha: float = 1.0
     stride: int = 32
+    box_stride: int = 16
     head: str = "soft_argmax"
     filters: int = 256
     dropout: float = 0.2
@@ -183,6 +186,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "jit": ("auto", "on", "off"),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16"),
     "model.stride": (16, 32),
+    "model.box_stride": (16, 32),
     "model.head": ("pooled", "spatial", "soft_argmax"),
     "model.batch_norm": ("local", "synchronized", "frozen"),
     "loss.box_reduction": ("mean", "sum"),
@@ -327,6 +331,11 @@ def check(config: Config) -> None:
         raise UserError(
             f"batch_size {config.batch_size} cannot be divided into"
             f" optimizer.accumulate={config.optimizer.accumulate} equal parts."
+        )
+    if config.model.box_stride > config.model.stride:
+        raise UserError(
+            f"model.box_stride is {config.model.box_stride}, but the backbone ends at"
+            f" model.stride={config.model.stride}: set model.box_stride {config.model.stride}."
         )
     if config.predict.looks > 1 and not config.augment.zoom:
         raise UserError(

@@ -11,7 +11,7 @@ import keras
 
 from tfrecords.errors import UserError
 from trainer.batch_norm import FusedBatchNormalization
-from trainer.config import Config
+from trainer.config import Config, Model
 from trainer.names import NameLogits
 
 _ALPHAS_WITH_WEIGHTS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
@@ -43,8 +43,9 @@ def build(
         image = keras.Input((height, width, 3), name="image")
         pixels = keras.layers.Rescaling(1 / 127.5, offset=-1)(image)
         backbone = _backbone(config, tuple(pixels.shape[1:]), fresh)
-        backbone = _cut(backbone, config.model.stride)
-        bbox, logits = _heads(config, backbone(pixels), class_names)
+        backbone = _cut(backbone, config.model)
+        for_box, for_name = backbone(pixels)
+        bbox, logits = _heads(config, for_box, for_name, class_names)
         model = keras.Model(image, {"bbox": bbox, "logits": logits}, name="carbox")
         _set_batch_norm([*model.layers, *backbone.layers], config)
         return model
@@ -96,11 +97,13 @@ def _fuse(layer: keras.Layer) -> keras.Layer:
     return kind.from_config(layer.get_config())
 
 
-def _cut(backbone: keras.Model, stride: int) -> keras.Model:
-    if stride == 32:
-        return backbone
-    features = backbone.get_layer("block_13_expand_relu").output
-    return keras.Model(backbone.input, features, name="backbone")
+def _cut(backbone: keras.Model, model: Model) -> keras.Model:
+    """Returns the backbone up to the features that the box is read from, and those of the name."""
+    features = {32: backbone.output, 16: backbone.get_layer("block_13_expand_relu").output}
+    box_stride = model.stride if model.head == "pooled" else model.box_stride
+    return keras.Model(
+        backbone.input, [features[box_stride], features[model.stride]], name="backbone"
+    )
 
 
 def _set_batch_norm(layers: list[keras.Layer], config: Config) -> None:
@@ -143,20 +146,24 @@ def _load_file(backbone: keras.Model, path: str) -> None:
 
 
 def _heads(
-    config: Config, features: keras.KerasTensor, class_names: Sequence[str]
+    config: Config,
+    for_box: keras.KerasTensor,
+    for_name: keras.KerasTensor,
+    class_names: Sequence[str],
 ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     layers = keras.layers
-    common = _conv_block(features, config.model.filters, "head")
+    common = _conv_block(for_box, config.model.filters, "head")
     # Pre-trained features tell names apart better than few filters that start at random.
-    told_by = common if config.model.head == "pooled" else features
+    told_by = common if config.model.head == "pooled" else for_name
     pooled = layers.GlobalAveragePooling2D(name="pool")(told_by)
     pooled = where = layers.Dropout(config.model.dropout, seed=config.seed, name="dropout")(pooled)
     if config.model.head == "soft_argmax":
         if min(common.shape[1:3]) < 2:
             raise UserError(
                 "model.head=soft_argmax needs at least 2x2 cells, and"
-                f" model.stride={config.model.stride} leaves {common.shape[1]}x{common.shape[2]} of"
-                " these photos. Use larger photos, a smaller stride, or another head."
+                f" model.box_stride={config.model.box_stride} leaves"
+                f" {common.shape[1]}x{common.shape[2]} of these photos. Use larger photos, a"
+                " smaller stride, or another head."
             )
         bbox = soft_argmax(
             layers.Conv2D(4, 1, use_bias=False, dtype="float32", name="edges")(common)

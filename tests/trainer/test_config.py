@@ -44,6 +44,12 @@ def test_looks_from_near_without_close_ups_to_learn_from_are_refused():
     configs.apply_settings(configs.named("default"), {"augment.zoom": "0", "predict.looks": "1"})
 
 
+def test_a_box_read_from_behind_the_end_of_the_backbone_is_refused():
+    settings = {"model.stride": "16", "model.box_stride": "32"}
+    with pytest.raises(UserError, match=r"ends at model\.stride=16: set model\.box_stride 16"):
+        configs.apply_settings(configs.named("default"), settings)
+
+
 def test_a_setting_without_value_is_named():
     with pytest.raises(UserError, match="epochs"):
         configs.parse_settings(["epochs"])

@@ -26,8 +26,17 @@ def test_every_head_names_and_boxes_photos_of_any_size(head, stride, height, wid
     assert 0 <= found["bbox"].numpy().min() <= found["bbox"].numpy().max() <= 1
 
 
+@pytest.mark.parametrize("head", ["spatial", "soft_argmax"])
+def test_the_box_can_be_read_from_finer_features_than_the_name(head):
+    settings = SMALL | {"model.head": head, "model.stride": "32", "model.box_stride": "16"}
+    config = configs.apply_settings(configs.named("default"), settings)
+    built = model.build(config, 64, 96, datasets.CLASS_NAMES)
+    assert built.get_layer("head_conv").input.shape[1:3] == (4, 6)
+    assert built.get_layer("pool").input.shape[1:3] == (2, 3)
+
+
 def test_edges_need_two_cells_to_run_between():
-    settings = SMALL | {"model.head": "soft_argmax"}
+    settings = SMALL | {"model.head": "soft_argmax", "model.box_stride": "32"}
     config = configs.apply_settings(configs.named("default"), settings)
     with pytest.raises(UserError, match="leaves 1x3 of these photos"):
         model.build(config, 32, 96, datasets.CLASS_NAMES)

@@ -34,8 +34,14 @@ def build(
         [batch, classes]. The layer `backbone` is MobileNetV2 without its top.
 
     Raises:
-        UserError: the weights cannot be had, or do not fit.
+        UserError: the weights cannot be had, or do not fit; or the photos are too small.
     """
+    if min(height, width) < 32:
+        raise UserError(
+            f"MobileNetV2 needs photos of at least 32x32 pixels, and these are {height}x{width} as"
+            f" decoded (downscale={config.downscale}): run preprocess.run with a larger"
+            " --image_height and --image_width, or set downscale 1."
+        )
     keras.utils.set_random_seed(config.seed)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.precision)

@@ -223,11 +223,10 @@ def test_half_precision_finds_its_loss_scale_while_the_tasks_find_their_weights(
     found = values(job)
     assert found["step"] == STEPS
     assert found["bad_step"] == -1
-    assert 1 <= found["loss_scale"] < 2.0**14
     assert np.isfinite(found["weights"]).all()
     assert np.isfinite(record["val_loss"])
     assert record["num_examples"] == 20
-    assert found["good_steps"] > 0
+    assert 0 < np.log2(2.0**14 / found["loss_scale"]) < STEPS  # not every step was skipped
     assert (found["weights"] != start["weights"]).any()
 
 

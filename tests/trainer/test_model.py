@@ -42,6 +42,12 @@ def test_edges_need_two_cells_to_run_between():
         model.build(config, 32, 96, datasets.CLASS_NAMES)
 
 
+def test_photos_too_small_for_the_backbone_are_named_with_the_remedy():
+    config = configs.apply_settings(configs.named("default"), SMALL)
+    with pytest.raises(UserError, match=r"at least 32x32 pixels, and these are 48x31 .*larger"):
+        model.build(config, 48, 31, datasets.CLASS_NAMES)
+
+
 def test_each_edge_runs_where_its_scores_say():
     maps = np.zeros((1, 3, 5, 4), np.float32)
     for edge, (row, column) in enumerate([(2, 1), (0, 3), (2, 3), (1, 0)]):

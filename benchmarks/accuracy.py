@@ -90,6 +90,7 @@ CHANGES: dict[str, dict[str, str]] = {
     "GIoU": {"loss.box": "2*giou"},
     "DIoU": {"loss.box": "2*diou"},
     "CIoU": {"loss.box": "2*ciou"},
+    "names weigh twice as much": {"loss.label_weight": "2"},
     "learned task weights": {"loss.weighting": "uncertainty"},
     "pooled head": {"model.head": "pooled"},
     "spatial head without soft-argmax": {"model.head": "spatial"},

@@ -40,7 +40,8 @@ def build(
         raise UserError(
             f"MobileNetV2 needs photos of at least 32x32 pixels, and these are {height}x{width} as"
             f" decoded (downscale={config.downscale}): run preprocess.run with a larger"
-            " --image_height and --image_width, or set downscale 1."
+            " --image_height and --image_width"
+            f"{', or set a smaller downscale' * (config.downscale > 1)}."
         )
     keras.utils.set_random_seed(config.seed)
     policy = keras.config.dtype_policy()

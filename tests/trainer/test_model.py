@@ -42,9 +42,12 @@ def test_edges_need_two_cells_to_run_between():
         model.build(config, 32, 96, datasets.CLASS_NAMES)
 
 
-def test_photos_too_small_for_the_backbone_are_named_with_the_remedy():
-    config = configs.apply_settings(configs.named("default"), SMALL)
-    with pytest.raises(UserError, match=r"at least 32x32 pixels, and these are 48x31 .*larger"):
+@pytest.mark.parametrize(
+    ("downscale", "remedy"), [("1", "--image_width."), ("2", ", or set a smaller downscale.")]
+)
+def test_photos_too_small_for_the_backbone_are_named_with_the_remedy(downscale, remedy):
+    config = configs.apply_settings(configs.named("default"), SMALL | {"downscale": downscale})
+    with pytest.raises(UserError, match=rf"32x32 pixels, and these are 48x31 .*larger.*{remedy}$"):
         model.build(config, 48, 31, datasets.CLASS_NAMES)
 
 

@@ -78,6 +78,7 @@ CHANGES: dict[str, dict[str, str]] = {
     "nothing from near and one look": {"augment.zoom": "0", "predict.looks": "1"},
     "half shown from near": {"augment.zoom": "0.5"},
     "margins vary less": {"augment.jitter": "0.1"},
+    "margins vary more": {"augment.jitter": "0.25"},
     "one look": {"predict.looks": "1"},
     "two looks": {"predict.looks": "2"},
     "four looks": {"predict.looks": "4"},

@@ -52,6 +52,7 @@ STEPS: dict[str, dict[str, str]] = {
     "three looks": {"predict.looks": "3"},
     "soft-argmax head": {"model.head": "soft_argmax"},
     "box from earlier features": {"model.box_stride": "16"},
+    "no dropout again": {"model.dropout": "0"},
 }
 
 # Each is the default, which heads this table too, but for this. `--replicas` is a flag of
@@ -99,7 +100,7 @@ CHANGES: dict[str, dict[str, str]] = {
     "name from earlier features too": {"model.stride": "16"},
     "backbone frozen for an epoch": {"optimizer.freeze_epochs": "1"},
     "EMA 0.98": {"optimizer.ema": "0.98"},
-    "no dropout": {"model.dropout": "0"},
+    "with dropout 0.2": {"model.dropout": "0.2"},
     "dropout 0.5": {"model.dropout": "0.5"},
 }
 

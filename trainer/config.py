@@ -44,7 +44,7 @@ class Model:
     box_stride: int = 16
     head: str = "soft_argmax"
     filters: int = 256
-    dropout: float = 0.2
+    dropout: float = 0.0
     batch_norm: str = "local"
     batch_norm_momentum: float = 0.9
     shared_words: bool = True

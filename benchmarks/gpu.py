@@ -317,7 +317,7 @@ def torch_network(
             self.early = nn.Sequential(*layers[:14], expand)
             self.late = nn.Sequential(*rest, *layers[15:])
             self.edges = nn.Sequential(conv(576, 256, 1), nn.Conv2d(256, 4, 1, bias=False))
-            self.label = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, classes))
+            self.label = nn.Linear(1280, classes)
 
         def forward(self, image):  # type: ignore[no-untyped-def]
             features = self.early(image / 127.5 - 1)

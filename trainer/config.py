@@ -33,8 +33,8 @@ class Model:
         dropout: rate before the heads, 0 to 1.
         batch_norm: `local` (statistics of the batch of one replica), `synchronized` (of the
             global batch; not with XLA), or `frozen` (the statistics that the weights came with).
-        batch_norm_momentum: of the moving statistics that evaluation uses. Keras's MobileNetV2
-            has 0.999, which after a few hundred steps still leaves ImageNet's.
+        batch_norm_momentum: of the moving statistics that evaluation uses. None for what Keras has:
+            0.99, and in MobileNetV2 0.999, which after a few hundred steps still leaves ImageNet's.
         shared_words: classes whose names share a word share a part of their weights; see
             `trainer.names`.
     """
@@ -46,7 +46,7 @@ class Model:
     filters: int = 256
     dropout: float = 0.0
     batch_norm: str = "local"
-    batch_norm_momentum: float = 0.9
+    batch_norm_momentum: float | None = 0.9
     shared_words: bool = True
 
 
@@ -235,7 +235,7 @@ def baseline() -> Config:
         epochs=5,
         batch_size=64,
         shuffle=False,
-        model=Model(head="pooled", dropout=0.5, batch_norm_momentum=0.999, shared_words=False),
+        model=Model(head="pooled", dropout=0.5, batch_norm_momentum=None, shared_words=False),
         augment=Augment(flip=False, crop=0.0, zoom=0.0, colour=0.0),
         loss=Loss(box="squared_error", box_reduction="sum", label_smoothing=0.0),
         optimizer=Optimizer(
@@ -325,7 +325,7 @@ def check(config: Config) -> None:
                 f"{key} is {values[key]!r}; it must be one of {', '.join(map(str, choices))}."
             )
     for key, (low, high) in _LIMITS.items():
-        if not low <= values[key] <= high:
+        if values[key] is not None and not low <= values[key] <= high:
             raise UserError(f"{key} is {values[key]}; it must be between {low:g} and {high:g}.")
     if config.batch_size % config.optimizer.accumulate:
         raise UserError(

@@ -116,7 +116,8 @@ def _cut(backbone: keras.Model, model: Model) -> keras.Model:
 def _set_batch_norm(layers: list[keras.Layer], config: Config) -> None:
     for layer in layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = config.model.batch_norm_momentum
+            if config.model.batch_norm_momentum is not None:
+                layer.momentum = config.model.batch_norm_momentum
             layer.synchronized = config.model.batch_norm == "synchronized"
             layer.trainable = config.model.batch_norm != "frozen"
 

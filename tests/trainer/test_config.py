@@ -75,4 +75,5 @@ def test_baseline_is_the_notebook():
     assert (config.batch_size, config.seed, config.shuffle) == (64, 42, False)
     assert config.augment == configs.Augment(flip=False, crop=0.0, zoom=0.0, colour=0.0, mixup=0.0)
     assert config.predict == configs.Predict(looks=1, flip=False)
+    assert config.model.batch_norm_momentum is None
     assert not config.model.shared_words

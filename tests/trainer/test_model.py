@@ -35,6 +35,17 @@ def test_the_box_can_be_read_from_finer_features_than_the_name(head):
     assert built.get_layer("pool").input.shape[1:3] == (2, 3)
 
 
+def test_the_baseline_normalizes_as_keras_does_and_the_default_faster():
+    def momenta(name):
+        config = configs.apply_settings(configs.named(name), SMALL)
+        built = model.build(config, 64, 64, datasets.CLASS_NAMES)
+        normalizing = [layer for layer in built.get_layer("backbone").layers if "BN" in layer.name]
+        return {layer.momentum for layer in normalizing}, built.get_layer("head_bn").momentum
+
+    assert momenta("baseline") == ({0.999}, 0.99)
+    assert momenta("default") == ({0.9}, 0.9)
+
+
 def test_edges_need_two_cells_to_run_between():
     settings = SMALL | {"model.head": "soft_argmax", "model.box_stride": "32"}
     config = configs.apply_settings(configs.named("default"), settings)

@@ -2,12 +2,12 @@
 
     OUTPUT.incomplete/
         state.json          which job this is: a fingerprint of its input and flags
-        data/               what will be published: whole shards, then rejected.jsonl, dataset.json
+        data-FINGERPRINT/   what will be published: whole shards, then rejected.jsonl, dataset.json
         work-FINGERPRINT/   plan/ partial/ progress/ done/: one small file a shard
 
-A shard stands in `data/` once it is whole, and `done/` says what it must be like. `data/` becomes
-OUTPUT by one rename. Where a rename is a copy (buckets), files move one by one and the manifest
-comes last: readers go by the manifest.
+A shard stands in `data-…/` once it is whole, and `done/` says what it must be like. `data-…/`
+becomes OUTPUT by one rename. Where a rename is a copy (buckets), files move one by one and the
+manifest comes last: readers go by the manifest.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,14 +55,14 @@ class Output:
 
     @property
     def data(self) -> str:
-        """What will be published."""
-        return f"{self.incomplete}/data"
+        """What will be published. Its name, like that of `work`, keeps workers of a killed job,
+        which may live on for a while, from putting their files into the next one.
+        """  # noqa: D205
+        return f"{self.incomplete}/data-{self.fingerprint[:12]}"
 
     @property
     def work(self) -> str:
-        """Plans, partial files and results. Its name keeps workers of a killed job, which may
-        live on for a while, from putting their files into the next one.
-        """  # noqa: D205
+        """Plans, partial files and results."""
         return f"{self.incomplete}/work-{self.fingerprint[:12]}"
 
     @property
@@ -111,8 +112,9 @@ def locked(output: Output) -> Iterator[None]:
     """Keeps other jobs off the incomplete folder, and heals what a killed job left.
 
     Raises:
-        UserError: another job is at work there.
+        UserError: another job is at work there, or what stands there is no job's.
     """
+    _require_own(output)
     if storage.is_remote(output.path):
         yield
         return
@@ -147,7 +149,8 @@ def start(output: Output, names: list[str]) -> tuple[list[str], str]:
     if before == output.fingerprint:
         done = [name for name in names if _is_whole(output, name)]
         note = f"going on where a job was stopped: {len(done)} of {len(names)} shards are whole"
-        storage.delete(f"{output.work}/partial")
+        for folder in ("partial", "progress"):
+            storage.delete(f"{output.work}/{folder}")
     else:
         done = []
         left_over = storage.sizes(output.incomplete)
@@ -157,10 +160,9 @@ def start(output: Output, names: list[str]) -> tuple[list[str], str]:
             else ""
         )
         _clear(output)
+        _write_state(output, moving=False)
     for folder in (output.data, *(f"{output.work}/{name}" for name in _WORK_FOLDERS)):
         storage.make_folder(folder)
-    if before != output.fingerprint:
-        _write_state(output, moving=False)
     done_names = set(done)
     return [name for name in names if name not in done_names], note
 
@@ -307,6 +309,11 @@ def clean_up(output: Output) -> None:
         _remove_if_empty(output.incomplete)
 
 
+_OWN_TRACES = re.compile(r"(data|work)(-[0-9a-f]{12})?/|state\.json")
+_OWN_FILES = re.compile(
+    rf"({re.escape(manifest.FILE_NAME)}|{re.escape(manifest.REJECTED_NAME)}"
+    r"|(train|validation|test)-\d{5}-of-\d{5}\.tfrecord)$"
+)
 _WORK_FOLDERS = ("plan", "partial", "progress", "done")
 
 
@@ -346,6 +353,25 @@ def _lock(folder: str) -> int:
 def _remove_if_empty(folder: str) -> None:
     with contextlib.suppress(OSError):  # it holds something: a job can go on from there
         os.rmdir(folder)
+
+
+def _require_own(output: Output) -> None:
+    """Refuses to clear away what only looks like the traces of a job.
+
+    Raises:
+        UserError: there are other things.
+    """
+    places = [(output.incomplete, _OWN_TRACES)]
+    if not storage.is_remote(output.path):
+        places.append((output.replaced, _OWN_FILES))
+    for folder, own in places:
+        for name in sorted(storage.sizes(folder)):
+            if not own.match(name):
+                raise UserError(
+                    f"{folder} is where a job for --output={output.path} keeps what is not"
+                    f" finished, but it holds something else: {name!r}. Move it away, or name"
+                    " another --output."
+                )
 
 
 def _heal(output: Output) -> None:

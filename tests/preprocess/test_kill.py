@@ -34,7 +34,7 @@ def whole_shards(incomplete: Path) -> dict[str, int]:
     """The shards that are whole, with their i-nodes: a shard done again would have another."""
     done = {path.name for path in incomplete.glob("work-*/done/*") if "partial" not in path.name}
     return {
-        path.name: path.stat().st_ino for path in incomplete.glob("data/*") if path.name in done
+        path.name: path.stat().st_ino for path in incomplete.glob("data-*/*") if path.name in done
     }
 
 

@@ -105,7 +105,7 @@ def test_a_shard_that_was_damaged_meanwhile_is_done_again(cars, output, tmp_path
     run.main(photo_sets.flags(cars, tmp_path / "undisturbed", *SHARDS))
     flags = photo_sets.flags(cars, output, *SHARDS)
     kill_after_shards(monkeypatch, flags, 4)
-    data = output.parent / "cars.incomplete" / "data"
+    (data,) = (output.parent / "cars.incomplete").glob("data-*")
     first, second, third, _ = sorted(data.iterdir())
     first.write_bytes(first.read_bytes()[:-1] + b"!")
     second.write_bytes(second.read_bytes()[:-1])
@@ -217,6 +217,16 @@ def test_overwrite_never_replaces_what_is_no_data_set(cars, output):
         run.main(photo_sets.flags(cars, file, "--overwrite"))
 
 
+@pytest.mark.parametrize("suffix", ["incomplete", "replaced"])
+def test_a_folder_that_only_looks_like_a_job_is_left_alone(cars, output, suffix):
+    other = output.parent / f"cars.{suffix}"
+    other.mkdir(parents=True)
+    (other / "thesis.doc").write_text("years of work")
+    with pytest.raises(UserError, match=rf"cars\.{suffix} is where .* 'thesis\.doc'"):
+        run.main(photo_sets.flags(cars, output, "--overwrite"))
+    assert photo_sets.contents(other) == {"thesis.doc": b"years of work"}
+
+
 def test_an_empty_folder_is_no_output(cars, output):
     output.mkdir(parents=True)
     run.main(photo_sets.flags(cars, output))
@@ -240,8 +250,9 @@ def test_an_output_that_came_to_be_meanwhile_is_kept(cars, output, monkeypatch):
 def test_strange_files_are_not_published(cars, output, monkeypatch):
     flags = photo_sets.flags(cars, output)
     kill_after_shards(monkeypatch, flags, 1)
-    (output.parent / "cars.incomplete" / "data" / "train-00000-of-00009.tfrecord").write_bytes(b"x")
-    (output.parent / "cars.incomplete" / "data" / "rejected.jsonl").write_bytes(b"x")
+    (data,) = (output.parent / "cars.incomplete").glob("data-*")
+    (data / "train-00000-of-00009.tfrecord").write_bytes(b"x")
+    (data / "rejected.jsonl").write_bytes(b"x")
     run.main(flags)
     assert len(os.listdir(output)) == 4
 

@@ -120,7 +120,7 @@ def load(source: storage.Source, limit: int | None = None) -> Dataset:
         raise UserError(
             f"{NAMES} is missing: it gives the class names, one a line, line 1 for class 1."
         )
-    names_bytes = source.read(names_entry)
+    names_bytes = _read(source, names_entry)
     class_names = parse_names(names_bytes, names_entry.path)
     photos = _Photos(listing, class_names, notes)
     digest = hashlib.sha256(names_bytes)
@@ -133,7 +133,7 @@ def load(source: storage.Source, limit: int | None = None) -> Dataset:
             digest.update(b"\0absent\0")
             notes.append(f"{csv_name} is {'empty' if entry else 'missing'}: no {split} photos")
             continue
-        data = source.read(entry)
+        data = _read(source, entry)
         digest.update(hashlib.sha256(data).digest())
         parsed, unusable = parse_annotations(io.BytesIO(data), entry.path, len(class_names))
         del data
@@ -158,6 +158,13 @@ def load(source: storage.Source, limit: int | None = None) -> Dataset:
         fingerprint=digest.hexdigest(),
         stamp=hashlib.sha256(digest.digest() + photos.stamp()).hexdigest(),
     )
+
+
+def _read(source: storage.Source, entry: storage.Entry) -> bytes:
+    try:
+        return source.read(entry)
+    except ValueError as error:
+        raise UserError(f"{entry.path} cannot be read: {error}.") from None
 
 
 def parse_names(data: bytes, file: str) -> list[str]:
@@ -327,10 +334,22 @@ class _Photos:
         match = pc.index_in(_keys(rows["label"].to_numpy(), rows["name"]), value_set=keys)
         where = _filled(match)
         self._is_named[here[where[where >= 0]]] = True
-        position = np.where(where >= 0, self._position[here][where] if len(here) else -1, -1)
-        keep, rejected = self._usable(rows, position, split, file_names, here)
+        position, twin = (
+            np.where(where >= 0, values[where] if len(here) else -1, -1)
+            for values in (self._position[here], self._twins(keys, here))
+        )
+        keep, rejected = self._usable(rows, position, twin, split, file_names, here)
         joined = rows.drop_columns(["file"]).append_column("photo", pa.array(position))
         return joined.filter(pa.array(keep)), rejected
+
+    def _twins(self, keys: pa.Array, here: np.ndarray) -> np.ndarray:
+        """Returns where in the listing another photo with the same key is; -1 where none is."""
+        key = keys.dictionary_encode().indices.to_numpy()
+        order = np.argsort(key, kind="stable")
+        same = key[order[1:]] == key[order[:-1]]
+        twins = np.full(len(key), -1)
+        twins[order[:-1][same]] = self._position[here][order[1:][same]]
+        return twins
 
     def unannotated(self) -> np.ndarray:
         """Returns the positions, in the listing, of photos that no row names."""
@@ -349,6 +368,7 @@ class _Photos:
         self,
         rows: pa.Table,
         position: np.ndarray,
+        twin: np.ndarray,
         split: str,
         file_names: pa.LargeStringArray,
         here: np.ndarray,
@@ -361,7 +381,7 @@ class _Photos:
         inverted = ~((xmin < xmax) & (ymin < ymax))
         found = (position >= 0) & ~unsafe
         refused = found & np.isin(position, list(self._listing.refused))
-        alone = found & ~refused & ~inverted
+        alone = found & ~refused & ~inverted & (twin < 0)
         first_of = _first_rows_of(position, alone, rows["row"].to_numpy())
         by_name = np.full(len(rows), -1)
         missing = np.flatnonzero(position < 0)
@@ -379,6 +399,9 @@ class _Photos:
                 path = self._path(position[i])
             if refused[i]:
                 return path, "unsafe_path", self._listing.refused[int(position[i])]
+            if twin[i] >= 0:
+                one, other = (self._listing.path[int(at[i])].as_py() for at in (position, twin))
+                return path, "ambiguous", f"two photos may be meant: {one} and {other}"
             if inverted[i]:
                 numbers = ", ".join(f"{value:g}" for value in box)
                 return path, "box_inverted", f"box ({numbers}): xmin < xmax, ymin < ymax must hold"
@@ -566,6 +589,8 @@ def _folder_pattern(name: str) -> str:
 def _keys(labels: np.ndarray, names: pa.LargeStringArray | pa.ChunkedArray) -> pa.Array:
     if isinstance(names, pa.ChunkedArray):
         names = names.combine_chunks()
+    # One and the same accent is written in two ways, by the file systems of Apple in the longer.
+    names = pc.utf8_normalize(names, "NFC")
     return pc.binary_join_element_wise(
         pa.array(labels).cast(pa.large_string()), names, pa.scalar("/", pa.large_string())
     )

@@ -136,16 +136,27 @@ class Folder:
     """A local folder."""
 
     def __init__(self, root: str):
-        self._root = os.path.abspath(root)
+        self._root = os.path.realpath(root)
 
     def listing(self) -> Listing:
-        """Walks the folder; links are followed inside it and refused where they lead out."""
+        """Walks the folder; links are followed inside it and refused where they lead out.
+
+        A folder is listed once: under its own name, or the first of the links to it.
+        """
         rows: list[tuple[str, int, int, int, int]] = []
         refused: dict[str, str] = {}
         notes: list[str] = []
-        top = os.path.realpath(self._root)
+        top = self._root
         pending, seen = [""], {top}
-        while pending:
+        links: list[tuple[str, str]] = []
+        while pending or links:
+            if not pending:
+                links.sort(reverse=True)
+                folder, real = links.pop()
+                if real in seen:
+                    continue
+                seen.add(real)
+                pending.append(folder)
             folder = pending.pop()
             for entry in _scan(os.path.join(self._root, folder)):
                 path = f"{folder}/{entry.name}" if folder else entry.name
@@ -161,8 +172,10 @@ class Folder:
                         why = f"a symbolic link that leads out of the data set, to {target}"
                         notes.append(f"refused: {path} is {why}")
                 if entry.is_dir():
-                    real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-                    if not why and real not in seen:
+                    real = os.path.realpath(entry.path)
+                    if entry.is_symlink():
+                        links += [] if why else [(path, real)]
+                    elif real not in seen:
                         seen.add(real)
                         pending.append(path)
                 elif entry.is_file() or why:
@@ -194,7 +207,7 @@ class Zip:
         try:
             with open_read(self._path) as file, zipfile.ZipFile(file) as archive:
                 members = {info.filename: info for info in archive.infolist()}
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise UserError(f"{self._path} is not a whole zip file: {error}.") from None
         rows = []
         refused: dict[str, str] = {}
@@ -223,7 +236,12 @@ class Zip:
         flags, method = struct.unpack_from("<HH", header, 6)
         crc = struct.unpack_from("<I", header, 14)[0]
         name_length, extra_length = struct.unpack_from("<HH", header, 26)
-        data = self._read_at(entry.offset + 30 + name_length + extra_length, entry.stored)
+        if entry.stored > 2 * entry.size + 1024:
+            raise ValueError(
+                f"the zip's directory gives {entry.stored} bytes to a member of {entry.size}"
+            )
+        data = self._read_at(entry.offset + 30 + name_length + extra_length, entry.stored + 8)
+        data, descriptor = data[: entry.stored], data[entry.stored :]
         if flags & 1:
             raise ValueError("the zip member is encrypted")
         if method == zipfile.ZIP_DEFLATED:
@@ -234,8 +252,9 @@ class Zip:
             raise ValueError(
                 f"the zip member has {len(data)} bytes, its directory says {entry.size}"
             )
-        # With flag 8 the checksum stands behind the data; the photo's own decoder judges then.
-        if not flags & 8 and zlib.crc32(data) != crc:
+        # With flag 8 the checksum stands behind the data, mostly after a signature.
+        allowed = struct.unpack("<II", descriptor) if flags & 8 and len(descriptor) == 8 else ()
+        if zlib.crc32(data) not in (crc, *allowed):
             raise ValueError("the zip member fails its checksum")
         return data
 
@@ -347,14 +366,6 @@ def make_folder(path: str) -> None:
     beam, _ = _file_systems()
     with contextlib.suppress(OSError):  # it is there already
         beam.mkdirs(path)
-
-
-def exists(path: str) -> bool:
-    """Whether there is a file, or anything under a path."""
-    if not is_remote(path):
-        return os.path.lexists(path)
-    beam, _ = _file_systems()
-    return beam.exists(path) or bool(sizes(path))
 
 
 def sizes(folder: str) -> dict[str, int]:

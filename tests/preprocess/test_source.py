@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import zipfile
 
 import pytest
 from hypothesis import given, settings
@@ -247,6 +248,27 @@ def test_each_row_that_cannot_be_used_says_why(tmp_path):
     assert dataset.num_rows == 30
 
 
+def test_a_row_that_two_photos_fit_is_set_aside_with_both(tmp_path):
+    root = photo_sets.write(tmp_path / "cars")
+    copied = f"train/{photo_sets.FOLDERS[1]}/00004.jpg"
+    (root / "thumbnails" / copied).parent.mkdir(parents=True)
+    (root / "thumbnails" / copied).write_bytes(photo_sets.photo(6, 8))
+    dataset = load(root)
+    (rejected,) = dataset.rejected.to_pylist()
+    assert (rejected["row"], rejected["reason"]) == (4, "ambiguous")
+    assert f"car_data/{copied} and thumbnails/{copied}" in rejected["detail"]
+    assert len(dataset.rows["train"].table) == 23
+
+
+def test_file_names_match_in_either_unicode_form(tmp_path):
+    root = photo_sets.write(tmp_path / "cars")
+    path = photo_sets.path_of(root, "train", 4)
+    path.rename(path.with_name("Citroe\u0308n.jpg"))
+    photo_sets.replace_row(root / "anno_train.csv", 4, "Citroën.jpg,1,2,30,40,2")
+    dataset = load(root)
+    assert (len(dataset.rejected), dataset.unannotated) == (0, 0)
+
+
 def test_photos_without_a_row_are_counted_and_other_files_are_not(tmp_path):
     root = photo_sets.write(tmp_path / "cars")
     folder = root / "car_data" / "train" / photo_sets.FOLDERS[0]
@@ -322,6 +344,13 @@ def test_an_unusable_data_set_is_refused_with_what_to_do(tmp_path, spoil, says):
     spoil(root)
     with pytest.raises(UserError, match=says):
         load(root)
+
+
+def test_a_csv_that_its_zip_cannot_give_is_named(tmp_path):
+    root = photo_sets.write(tmp_path / "cars")
+    zipped = photo_sets.zipped(root, tmp_path / "cars.zip", zipfile.ZIP_LZMA)
+    with pytest.raises(UserError, match=r"names\.csv cannot be read: .*method 14"):
+        source.load(storage.open_source(str(zipped)))
 
 
 def test_one_annotation_file_is_enough(tmp_path):

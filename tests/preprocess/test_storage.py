@@ -29,7 +29,7 @@ def test_a_folder_and_its_zips_hold_the_same(tmp_path):
         assert read_all(storage.open_source(str(zipped))) == expected
 
 
-def test_a_zip_written_as_a_stream_is_read(tmp_path):
+def test_a_zip_written_as_a_stream_is_read_and_checked(tmp_path):
     """Sizes and checksums stand behind the data then, and in the directory."""
 
     class Unseekable:
@@ -38,7 +38,13 @@ def test_a_zip_written_as_a_stream_is_read(tmp_path):
 
     with open(tmp_path / "a.zip", "wb") as file, zipfile.ZipFile(Unseekable(file), "w") as archive:
         archive.writestr("train/x/1.jpg", b"abc" * 100, zipfile.ZIP_DEFLATED)
-    assert read_all(storage.open_source(str(tmp_path / "a.zip"))) == {"train/x/1.jpg": b"abc" * 100}
+        archive.writestr("train/x/2.jpg", b"stored", zipfile.ZIP_STORED)
+    expected = {"train/x/1.jpg": b"abc" * 100, "train/x/2.jpg": b"stored"}
+    assert read_all(storage.open_source(str(tmp_path / "a.zip"))) == expected
+    raw = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "b.zip").write_bytes(raw.replace(b"stored", b"stared"))
+    with pytest.raises(ValueError, match="checksum"):
+        read_all(storage.open_source(str(tmp_path / "b.zip")))
 
 
 @pytest.mark.parametrize(
@@ -91,8 +97,16 @@ def test_a_zip_bomb_is_stopped_at_its_declared_size(tmp_path):
     source = storage.open_source(str(path))
     entry = source.listing().entry(0)
     assert entry.size == 50_000_000
-    with pytest.raises(ValueError, match="1001 bytes, its directory says 1000"):
-        source.read(entry._replace(size=1000))
+    with pytest.raises(ValueError, match="40001 bytes, its directory says 40000"):
+        source.read(entry._replace(size=40_000))
+
+
+def test_a_member_that_lies_about_its_stored_size_is_refused_unread(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("train/x/1.jpg", b"photo")
+    source = storage.open_source(str(tmp_path / "a.zip"))
+    with pytest.raises(ValueError, match="to a member of 5"):
+        source.read(source.listing().entry(0)._replace(stored=1 << 50))
 
 
 @pytest.mark.parametrize(
@@ -133,6 +147,17 @@ def test_links_are_followed_inside_and_refused_where_they_lead_out(tmp_path):
     assert read_all(source) == {"train/x/1.jpg": b"one", "train/x/2.jpg": b"one"}
     assert [listing.path[i].as_py() for i in listing.refused] == ["train/x/3.jpg"]
     assert sum("leads out of the data set" in note for note in listing.notes) == 2
+
+
+def test_a_folder_is_listed_under_its_own_name_rather_than_a_link(tmp_path):
+    for name in ("a", "z"):
+        (tmp_path / "cars" / "m" / name).mkdir(parents=True)
+        (tmp_path / "cars" / "m" / name / "1.jpg").write_bytes(b"x")
+    for link in ("b", "y"):
+        os.symlink("m", tmp_path / "cars" / link)
+    os.symlink(tmp_path / "cars", tmp_path / "link")
+    for path in (tmp_path / "cars", tmp_path / "link"):
+        assert set(read_all(storage.open_source(str(path)))) == {"m/a/1.jpg", "m/z/1.jpg"}
 
 
 def test_what_is_no_ordinary_file_is_left_out(tmp_path):

@@ -23,8 +23,6 @@ import numpy as np
 import tensorflow as tf
 from PIL import ExifTags, Image, ImageOps
 
-RESIZES = ("stretch", "letterbox")
-
 # The limit on pixels is `ImageOptions.max_pixels`, checked before decoding; Pillow's own would
 # refuse some photos below it.
 Image.MAX_IMAGE_PIXELS = None
@@ -342,7 +340,8 @@ def _orientation(jpeg: bytes) -> int:
             value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF turns no photo; a broken photo fails when it is decoded
         return 1
-    return value if value in range(1, 9) else 1
+    # Some write it as a fraction.
+    return int(value) if value in range(1, 9) else 1
 
 
 def _orient(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:

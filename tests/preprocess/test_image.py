@@ -151,6 +151,17 @@ def test_photos_are_turned_as_people_see_them(orientation, kind):
         assert np.abs(stored[row, column] - colour).max() < 20
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [(11, struct.pack(">f", 6)), (5, struct.pack(">I", 26))],  # at byte 26 stands 12 / 2
+)
+def test_an_orientation_written_as_a_fraction_turns_the_photo(kind, value):
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHI", 8, 1, 0x0112, kind, 1) + value
+    exif += struct.pack(">III", 0, 12, 2)
+    photo = prepare(photo_sets.encode(corner_marked(), exif=exif))
+    assert (photo.original_height, photo.original_width) == (160, 96)
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 77, "text"])
 def test_an_orientation_that_makes_no_sense_turns_nothing(orientation):
     exif = Image.Exif()

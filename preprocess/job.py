@@ -29,6 +29,7 @@ def run(flags: argparse.Namespace, options: PipelineOptions, started: float) -> 
         UserError: nothing was published, and why.
         OSError: nothing was published: something could not be read or written.
     """
+    graph = _graph(options)
     if storage.is_remote(flags.output):
         storage.require_file_system(flags.output)
     place = _absolute(flags.input or _draw_sample())
@@ -57,7 +58,7 @@ def run(flags: argparse.Namespace, options: PipelineOptions, started: float) -> 
         if note:
             print(f"  {note}")
         _require_few_rejected(flags, dataset, output, [])
-        _write_shards(flags, options, place, planned, waiting, output, started)
+        _write_shards(flags, graph, place, planned, waiting, output, started)
         contents = _contents(flags, place, planned, output, parameters)
         publish.publish(output, contents, flags.overwrite)
     _print_summary(contents, dataset.num_rows, output.path, time.monotonic() - started)
@@ -102,7 +103,7 @@ def _num_shards(flags: argparse.Namespace, name: str, photos: int) -> int:
 
 def _write_shards(
     flags: argparse.Namespace,
-    options: PipelineOptions,
+    graph: beam.Pipeline,
     place: str,
     planned: plan.Plan,
     names: list[str],
@@ -124,10 +125,7 @@ def _write_shards(
     seconds = time.monotonic() - started
     print(f"  {total:,} photos for {len(names)} shards, after {seconds:.1f} s", flush=True)
     try:
-        with (
-            progress.shown(progress.Progress(output.work, names, total)),
-            beam.Pipeline(_local_runner(options), options) as graph,
-        ):
+        with progress.shown(progress.Progress(output.work, names, total)), graph:
             pipeline.build(graph, job, names)
     except Exception as error:
         if str(error).startswith("KeyboardInterrupt"):  # Beam makes an error of it
@@ -147,6 +145,19 @@ def _shard_failure(error: Exception) -> str | None:
         return str(error).split(" [while running")[0]
     said = re.search(r"ShardFailed: ([^\n]*?)(?: \[while running|\n|$)", str(error))
     return said.group(1) if said else None
+
+
+def _graph(options: PipelineOptions) -> beam.Pipeline:
+    """Returns the empty pipeline of the runner asked for.
+
+    Raises:
+        UserError: there is no such runner here, or Beam's options do not fit it.
+    """
+    try:
+        return beam.Pipeline(_local_runner(options), options)
+    except (ValueError, ImportError) as error:
+        runner = options.view_as(StandardOptions).runner
+        raise UserError(f"--runner={runner}: {error}") from None
 
 
 def _local_runner(options: PipelineOptions) -> Any:

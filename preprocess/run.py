@@ -33,8 +33,10 @@ def main(argv: list[str] | None = None) -> None:
     started = time.monotonic()
     flags, beam_flags = _parser().parse_known_args(argv)
     with quiet_imports():
-        options = _beam_options(beam_flags)
-        print(_intention(flags), flush=True)
+        from apache_beam.options import pipeline_options  # noqa: F401 - the import alone
+    options = _beam_options(beam_flags)
+    print(_intention(flags), flush=True)
+    with quiet_imports():
         from preprocess import job  # and TensorFlow with it
 
         job.warm_up(flags)
@@ -62,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(flag, type=kind, help=text, **more)  # type: ignore[arg-type]
 
     add("--input", "folder, zip or bucket of a class-folder data set; without it the built-in"
-        " sample is drawn", metavar="PATH")  # fmt: skip
-    add("--output", "folder of the data set", default="data/tfrecords", metavar="DIR")
+        " sample is drawn", _path, metavar="PATH")  # fmt: skip
+    add("--output", "folder of the data set", _path, default="data/tfrecords", metavar="DIR")
     parser.add_argument("--overwrite", action="store_true",
         help="replace an output that exists, once the new one is complete")  # fmt: skip
     add("--image_height", "pixels", _integer(1, 16384), default=256)
@@ -72,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("stretch", "letterbox"), default="stretch")  # fmt: skip
     add("--jpeg_quality", "1 to 100", _integer(1, 100), default=95)
     add("--validation_fraction", "of each class of the train photos", _number(0, 1), default=0.2)
-    add("--seed", "of the split and of the order", int, default=42)
+    add("--seed", "of the split and of the order", _integer(-(1 << 63), (1 << 63) - 1), default=42)
     add("--shard_mb", "size of a shard, at most about, in 10^6 bytes; smaller where that gives"
         " workers more to do", _number(0.001, 1e6), default=100.0)  # fmt: skip
     for split in ("train", "validation", "test"):
@@ -85,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", "only the first N rows of each CSV: a dry run", _integer(1, 1 << 62),
         metavar="N")  # fmt: skip
     return parser
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: is a variable of the shell not set?")
+    return text
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
@@ -112,16 +120,19 @@ def _beam_options(arguments: list[str]) -> "PipelineOptions":
     """Returns Beam's options.
 
     Raises:
-        UserError: neither this command nor Beam knows a flag.
+        UserError: neither this command nor Beam knows a flag, or Beam cannot take its value.
     """
     # What goes wrong is raised; Beam's own account of it is pages long.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     from apache_beam.options import pipeline_options
 
-    beam = argparse.ArgumentParser(allow_abbrev=False)
+    beam = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
     for kind in pipeline_options.PipelineOptions.__subclasses__():
         kind._add_argparse_args(beam)
-    _, unknown = beam.parse_known_args(arguments)
+    try:
+        _, unknown = beam.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error} (a flag of Beam)") from None
     if unknown:
         flag = unknown[0].split("=")[0]
         known = [*_parser()._option_string_actions, *beam._option_string_actions]

@@ -298,6 +298,9 @@ def test_letterbox(cars, output):
         ("--train_shards=0", "0 is not between 1 and 99999"),
         ("--resize=crop", "choose from"),
         ("--limit=0", "argument --limit: 0 is not between"),
+        ("--input=", "argument --input: it is empty"),
+        ("--output=", "argument --output: it is empty"),
+        (f"--seed={10**70}", "argument --seed: 1000"),
     ],
 )
 def test_flags_out_of_range(cars, output, wrong, says, capsys):
@@ -315,6 +318,8 @@ def test_flags_out_of_range(cars, output, wrong, says, capsys):
         ("--direct_num_worker=3", "Did you mean --direct_num_workers?"),
         ("--quux", "unknown flag '--quux'"),
         ("cars.zip", "unknown flag 'cars.zip'"),
+        ("--direct_running_mode=multi_process", "invalid choice: 'multi_process'"),
+        ("--runner=DirectRuner", "--runner=DirectRuner: .*DirectRuner"),
     ],
 )
 def test_flags_that_nobody_knows(cars, output, wrong, says):

@@ -30,7 +30,7 @@ class Model:
             backbone's own pooled features. `soft_argmax`: as `spatial`, but each edge of the box
             is the mean of the cells' places, weighted by how likely it runs there.
         filters: of the 1x1 convolution before the box (`pooled`: before box and name).
-        dropout: rate before the heads, 0 to 1.
+        dropout: rate before the name (`pooled`: before name and box), 0 to 1.
         batch_norm: `local` (statistics of the batch of one replica), `synchronized` (of the
             global batch; not with XLA), or `frozen` (the statistics that the weights came with).
         batch_norm_momentum: of the moving statistics that evaluation uses. None for what Keras has:
@@ -82,7 +82,7 @@ class Loss:
     Attributes:
         box: a loss of `trainer.losses`, or a weighted sum such as `l1+giou`.
         box_reduction: over the batch: `mean`, or `sum` as the notebook has it.
-        box_weight, label_weight: of the two tasks.
+        box_weight, label_weight: of the two tasks, where they are fixed.
         weighting: `fixed`, or `uncertainty` (learned; Kendall et al. 2018).
         label_smoothing: 0 to 1.
     """
@@ -198,6 +198,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 _LIMITS: dict[str, tuple[float, float]] = {
     "epochs": (1, 1e6),
     "batch_size": (1, 1e6),
+    "seed": (0, 2**32 - 1),
     "early_stopping_epochs": (0, 1e6),
     "model.alpha": (0.05, 4),
     "model.filters": (1, 1e5),
@@ -371,14 +372,20 @@ def from_json(text: str) -> Config:
     """
     try:
         values = json.loads(text)
-        parts = {
-            part.name: typing.get_type_hints(Config)[part.name](**values.pop(part.name))
-            for part in dataclasses.fields(Config)
-            if dataclasses.is_dataclass(typing.get_type_hints(Config)[part.name])
-        }
-        return Config(**values, **parts)
+        for name, kind in typing.get_type_hints(Config).items():
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+                values[name] = kind(**_complete(kind, values[name]))
+        return Config(**_complete(Config, values))
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"the config is not one that this version reads: {error!r}.") from None
+        raise UserError(
+            f"the run's config is not one that this version reads: {error!r}. Use the version that"
+            " made the run, or start anew under another --run."
+        ) from None
+
+
+def _complete(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    # What an older version did not write, it did otherwise than today's default may.
+    return {part.name: values[part.name] for part in dataclasses.fields(kind)} | values
 
 
 def _replace(node: Any, path: list[str], key: str, text: str) -> Any:

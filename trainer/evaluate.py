@@ -53,7 +53,9 @@ def main(argv: list[str] | None = None) -> None:
     path = best_checkpoint(flags.run)
     checkpoint.restore(values, path)
     print(f"evaluating {path}")
-    job = loop.Job(devices, network, values, config, source, None, flags.run, loop.Options())
+    chief = strategy.worker(devices)[0] == 0
+    options = loop.Options(chief=chief)
+    job = loop.Job(devices, network, values, config, source, None, flags.run, options)
     report(job, data, flags.split)
 
 
@@ -152,6 +154,7 @@ def draw(job: loop.Job, data: folder.Data, split: str, count: int) -> dict[str, 
     records = reader.Records(data.path, split)
     chosen = np.unique(np.linspace(0, len(records) - 1, count).astype(int))
     examples = [example.parse(serialized) for serialized in records.read(chosen)]
+    stretched = manifest.read(data.path).parameters.get("resize") != "letterbox"
     ratio = job.config.downscale
     small = [tf.io.decode_jpeg(one["encoded"], channels=3, ratio=ratio) for one in examples]
     weights, statistics = (tf.convert_to_tensor(value) for value in state.judged(job.state))
@@ -163,7 +166,7 @@ def draw(job: loop.Job, data: folder.Data, split: str, count: int) -> dict[str, 
         guess = int(np.argmax(chances))
         name = os.path.basename(fields["filename"].numpy().decode())
         drawn[f"{number:02}-{name}"] = pictures.draw_boxes(
-            _as_seen(fields),
+            _as_seen(fields, stretched),
             (fields["bbox"].numpy(), fields["text"].numpy().decode()),
             (outputs["bbox"][number].numpy(), data.class_names[guess], float(chances[guess])),
         )
@@ -182,9 +185,11 @@ def write_pictures(drawn: dict[str, Image.Image], where: str) -> None:
     sheet.save(os.path.join(where, "sheet.jpg"), quality=85)
 
 
-def _as_seen(fields: dict[str, tf.Tensor]) -> Image.Image:
-    """Undoes the stretch, so that the photo looks as it was taken."""
+def _as_seen(fields: dict[str, tf.Tensor], stretched: bool) -> Image.Image:
+    """Undoes the stretch, if any, so that the photo looks as it was taken."""
     pixels = tf.io.decode_jpeg(fields["encoded"], channels=3).numpy()
+    if not stretched:
+        return Image.fromarray(pixels)
     height, width = pixels.shape[:2]
     aspect = int(fields["original_width"]) / int(fields["original_height"])
     wider = aspect > width / height

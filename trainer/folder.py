@@ -69,10 +69,19 @@ def check(folder: str, config: configs.Config, data: Data) -> None:
 
 
 def create(folder: str, config: configs.Config, data: Data) -> None:
-    """Creates the folder of a run and writes down what it is made of."""
-    os.makedirs(folder, exist_ok=True)
-    _write(os.path.join(folder, _DATA), json.dumps(vars(data), indent=1) + "\n")
-    _write(os.path.join(folder, _CONFIG), configs.to_json(config))
+    """Creates the folder of a run and writes down what it is made of.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        _write(os.path.join(folder, _DATA), json.dumps(vars(data), indent=1) + "\n")
+        _write(os.path.join(folder, _CONFIG), configs.to_json(config))
+    except OSError as error:
+        raise UserError(
+            f"--run={folder}: the run cannot be written there: {error.strerror}."
+        ) from None
 
 
 def read(folder: str) -> tuple[configs.Config, Data]:

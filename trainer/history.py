@@ -4,6 +4,7 @@ Only what follows from data, config and seed is in it, so that a resumed run wri
 """
 
 import json
+import math
 import os
 
 from trainer.config import Config
@@ -71,4 +72,6 @@ def read(folder: str) -> list[Record]:
 
 
 def _judged_loss(record: Record) -> float:
-    return record.get("val_loss", record["loss"])
+    loss = record.get("val_loss", record["loss"])
+    # Nothing is lower than what is not a number: it would stay the best.
+    return math.inf if math.isnan(loss) else loss

@@ -6,11 +6,13 @@ batches, and nothing has to be replayed to resume. `trainer.augment` changes the
 the device.
 """
 
-import os
+import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import tensorflow as tf
 
 from tfrecords import example, pipelines, reader
@@ -64,8 +66,8 @@ def open_source(
 def steps_per_epoch(size: int, batch_size: int) -> int:
     """Returns the number of full batches in an epoch.
 
-    What is left over is left out, other examples each epoch: a batch of another size would weigh
-    its examples differently, and XLA would compile it anew.
+    What is left over is left out, where the order is shuffled other examples each epoch: a batch of
+    another size would weigh its examples differently, and XLA would compile it anew.
 
     Raises:
         UserError: not even one batch is full.
@@ -76,6 +78,33 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
             " Give a smaller --batch_size."
         )
     return size // batch_size
+
+
+def group_size(config: Config, per_epoch: int, step: int, most: int) -> int:
+    """Returns how many steps from this one on can be done in one call of the graph.
+
+    A group ends with its epoch, and where the backbone begins to learn.
+
+    Args:
+        config: how long the backbone is frozen.
+        per_epoch: steps in an epoch.
+        step: the first of the group.
+        most: at most so many.
+    """
+    end = min(step + most, (step // per_epoch + 1) * per_epoch)
+    frozen_until = int(config.optimizer.freeze_epochs * per_epoch)
+    return (min(end, frozen_until) if step < frozen_until else end) - step
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Turns the error that TensorFlow makes of a `UserError` of the reader back into it."""
+    try:
+        yield
+    except tf.errors.UnknownError as error:
+        if found := re.search(r"UserError: (.*)", error.message):
+            raise UserError(found[1]) from None
+        raise
 
 
 def numbers(config: Config, size: int, positions: tf.Tensor) -> tf.Tensor:
@@ -118,7 +147,7 @@ def training_batches(
         source: of the training split.
         config: batch size and order.
         start, stop: steps, the first and the one after the last.
-        steps_per_call: batches in a group; fewer before an epoch ends.
+        steps_per_call: batches in a group; fewer where `group_size` says so.
 
     Returns:
         An iterator over dicts of per-replica `image` uint8 [k, b, h, w, 3], `bbox` float32
@@ -130,7 +159,7 @@ def training_batches(
     def groups() -> Iterator[tuple[int, int]]:
         step = start
         while step < stop:
-            count = min(steps_per_call, per_epoch - step % per_epoch, stop - step)
+            count = min(group_size(config, per_epoch, step, steps_per_call), stop - step)
             yield step, count
             step += count
 
@@ -148,9 +177,16 @@ def evaluation_batches(
     The last batch is filled up with copies whose `mask` is false, so that every replica and every
     batch has the same shape.
 
+    Args:
+        strategy: whose replicas share each global batch.
+        source: of the split.
+        batch_size: global; taken larger where the replicas could not share it evenly.
+
     Returns:
         What can be iterated over again and again: dicts as those of `training_batches`, k = 1.
     """
+    replicas = strategy.num_replicas_in_sync
+    batch_size = -(-batch_size // replicas) * replicas
 
     def groups() -> Iterator[tuple[int, int]]:
         return ((step, 1) for step in range(-(-source.size // batch_size)))
@@ -186,9 +222,10 @@ def _cached(records: reader.Records, source: Source) -> Source:
     boxes, labels = np.empty((size, 4), np.float32), np.empty(size, np.int64)
     decoded = tf.data.Dataset.range(size).batch(64).map(source.fetch, pipelines.CORES)
     decoded = decoded.with_options(pipelines.untuned())
-    for number, batch in enumerate(decoded.as_numpy_iterator()):
-        part = slice(64 * number, 64 * number + len(batch["label"]))
-        images[part], boxes[part], labels[part] = batch["image"], batch["bbox"], batch["label"]
+    with reading():
+        for number, batch in enumerate(decoded.as_numpy_iterator()):
+            part = slice(64 * number, 64 * number + len(batch["label"]))
+            images[part], boxes[part], labels[part] = batch["image"], batch["bbox"], batch["label"]
 
     def fetch(wanted: tf.Tensor) -> Example:
         # Not as tensors: making those would need the memory twice.
@@ -208,7 +245,7 @@ def _cached(records: reader.Records, source: Source) -> Source:
 
 
 def _check_memory(needed: int) -> None:
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = psutil.virtual_memory().available
     print(f"cache: {needed / 1e9:.2f} GB of decoded photos, {available / 1e9:.2f} GB free")
     if needed > 0.8 * available:
         raise UserError(

@@ -156,8 +156,9 @@ def make_evaluate(job: Job, source: inputs.Source) -> Callable[[], Record]:
 
     def evaluate() -> Record:
         sums = np.zeros(len(SUMS))
-        for group in batches:
-            sums += batch_sums(group).numpy()
+        with inputs.reading():
+            for group in batches:
+                sums += batch_sums(group).numpy()
         return _means(sums)
 
     return evaluate
@@ -167,7 +168,21 @@ def uses_jit(config: Config) -> bool:
     """Whether XLA compiles the steps: on a GPU where the config leaves it open."""
     if config.model.batch_norm == "synchronized" or config.jit == "off":
         return False
-    return config.jit == "on" or bool(tf.config.list_physical_devices("GPU"))
+    return config.jit == "on" or bool(tf.config.get_visible_devices("GPU"))
+
+
+def add_up(strategy: tf.distribute.Strategy, value: float) -> float:
+    """Returns the sum of all workers' values; each waits here for all others."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return value
+    return float(_add_up(strategy, tf.constant(value)))
+
+
+@tf.function
+def _add_up(strategy: tf.distribute.Strategy, value: tf.Tensor) -> tf.Tensor:
+    return strategy.reduce(
+        tf.distribute.ReduceOp.SUM, strategy.run(lambda mine: mine, (value,)), axis=None
+    )
 
 
 def _train_epoch(
@@ -191,9 +206,10 @@ def _train_epoch(
     ) as progress:
         while step < (epoch + 1) * per_epoch:
             before = time.monotonic()
-            group = next(batches)
+            with inputs.reading():
+                group = next(batches)
             waited += time.monotonic() - before
-            count = min(job.options.steps_per_call, (epoch + 1) * per_epoch - step)
+            count = inputs.group_size(config, per_epoch, step, job.options.steps_per_call)
             run_steps(group, count, step < frozen_until)
             job.options.on_steps(step, step + count)
             step += count
@@ -289,12 +305,4 @@ class _Sigterm:
 
     def came(self) -> bool:
         """Whether SIGTERM came to any worker; all get the same answer after the same step."""
-        if not isinstance(self._strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            return self._here
-        return bool(self._any(tf.constant(float(self._here))) > 0)
-
-    @tf.function
-    def _any(self, here: tf.Tensor) -> tf.Tensor:
-        return self._strategy.reduce(
-            tf.distribute.ReduceOp.SUM, self._strategy.run(lambda value: value, (here,)), axis=None
-        )
+        return add_up(self._strategy, float(self._here)) > 0

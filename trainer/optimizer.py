@@ -68,6 +68,8 @@ def learning_rate(
         progress = (position - warmup) / max(total_steps - warmup, 1)
         rate *= 0.5 * (1 + tf.cos(math.pi * tf.clip_by_value(progress, 0.0, 1.0)))
     if warmup > 0:
-        ramp = config.learning_rate * factor * (position + 1) / warmup
+        peak = config.learning_rate * factor
+        # Where the warm-up ends within a step, the ramp would pass the peak.
+        ramp = tf.minimum(peak * (position + 1) / warmup, peak)
         rate = tf.where(position < warmup, ramp, rate)
     return rate

@@ -52,6 +52,9 @@ def make_train_step(
         replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
         seed = tf.stack([tf.constant(config.seed, tf.int64), values["step"] * replicas + replica])
         batch = augment(batch, config)
+        if config.augment.mixup > 0:
+            # XLA has no gamma distribution.
+            batch |= {"share": _shares(tf.shape(batch["label"]), config, seed)}
         local = gradients(
             values["weights"], values["statistics"], values["loss_scale"], batch, seed, replicas
         )
@@ -102,7 +105,7 @@ def _gradients(model: keras.Model, config: Config, frozen: bool) -> Callable:
         sums = tf.zeros(len(SUMS), tf.float64)
         for part in range(parts):
             piece = {name: tf.split(value, parts)[part] for name, value in batch.items()}
-            piece, target = _mix(piece, config, classes, seed + [0, part << 32])
+            piece, target = _mix(piece, classes)
             with tf.GradientTape() as tape:
                 tape.watch(weights)
                 values = plan.weights.unpack(weights)
@@ -192,17 +195,21 @@ def _count_step(
     }
 
 
-def _mix(batch: Batch, config: Config, classes: int, seed: tf.Tensor) -> tuple[Batch, tf.Tensor]:
-    """Returns the batch and its label targets, float32 [b, classes], mixed up when asked."""
-    target = tf.one_hot(batch["label"], classes)
-    if config.augment.mixup <= 0:
-        return batch, target
-    size = tf.shape(target)[0]
-    draws = tf.random.stateless_gamma([2, size], seed + [1, 0], config.augment.mixup)
+def _shares(shape: tf.Tensor, config: Config, seed: tf.Tensor) -> tf.Tensor:
+    """Draws each photo's share in the mixture with another, float32 [b], from a half to 1."""
+    alpha = config.augment.mixup
+    draws = tf.random.stateless_gamma(tf.concat([[2], shape], 0), seed + [1, 0], alpha)
     share = draws[0] / (draws[0] + draws[1])
     # The larger part decides the box and whose photo it is.
-    share = tf.maximum(share, 1 - share)
-    image = batch["image"]
+    return tf.maximum(share, 1 - share)
+
+
+def _mix(batch: Batch, classes: int) -> tuple[Batch, tf.Tensor]:
+    """Returns the batch and its label targets, float32 [b, classes], mixed by `share`, if any."""
+    target = tf.one_hot(batch["label"], classes)
+    if "share" not in batch:
+        return batch, target
+    image, share = batch["image"], batch["share"]
     pixels = share[:, tf.newaxis, tf.newaxis, tf.newaxis]
     image = pixels * image + (1 - pixels) * image[::-1]
     target = share[:, tf.newaxis] * target + (1 - share[:, tf.newaxis]) * target[::-1]

@@ -26,7 +26,9 @@ def make(name: str, replicas: int | None = None) -> tf.distribute.Strategy:
     if replicas is not None and replicas < 1:
         raise UserError(f"--replicas={replicas}: it must be at least 1.")
     workers = _workers()
-    gpus = [] if replicas else tf.config.list_physical_devices("GPU")
+    if replicas and tf.config.get_visible_devices("GPU"):
+        tf.config.set_visible_devices([], "GPU")
+    gpus = tf.config.get_visible_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     if name == "auto":
@@ -65,7 +67,7 @@ def describe(strategy: tf.distribute.Strategy) -> str:
     """Returns one line for people: strategy, replicas, devices."""
     kind = type(strategy).__name__.removesuffix("V1")
     replicas = strategy.num_replicas_in_sync
-    devices = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    devices = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
     plural = "s" if replicas > 1 else ""
     return f"{kind}, {replicas} replica{plural} on {devices}"
 
@@ -74,11 +76,16 @@ def _workers() -> int:
     if "SLURM_JOB_ID" in os.environ and "TF_CONFIG" not in os.environ:
         return int(os.environ.get("SLURM_NTASKS", "1"))
     try:
-        cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
-        return sum(len(cluster.get(job, [])) for job in ("chief", "worker"))
-    except (ValueError, AttributeError, TypeError) as error:
+        config = json.loads(os.environ.get("TF_CONFIG") or "{}")
+        cluster = config.get("cluster", {})
+        count = sum(len(cluster.get(job, [])) for job in ("chief", "worker"))
+        if count and not cluster.get(config["task"]["type"])[int(config["task"]["index"])]:
+            raise ValueError("its task has no address")
+        return count
+    except (ValueError, AttributeError, TypeError, LookupError) as error:
         raise UserError(
-            f"the environment variable TF_CONFIG is not the JSON of a cluster: {error}. Example:"
+            "the environment variable TF_CONFIG is not the JSON of a cluster and of this machine's"
+            f" task in it: {error!r}. Example:"
             ' {"cluster": {"worker": ["host1:2222", "host2:2222"]},'
             ' "task": {"type": "worker", "index": 0}}'
         ) from None

@@ -179,15 +179,23 @@ def split_to_report(flags: argparse.Namespace, info: manifest.Manifest) -> str |
 
 
 def check_profile(flags: argparse.Namespace, steps: int) -> None:
-    """Checks that the steps to profile are steps of the run.
+    """Checks that the steps to profile are steps of the run, after the first.
 
     Raises:
-        UserError: they are not.
+        UserError: they are not, or fewer than are done in one call.
     """
-    if flags.profile and flags.profile[1] > steps:
-        start, stop = flags.profile
+    if not flags.profile:
+        return
+    start, stop = flags.profile
+    if stop > steps:
         raise UserError(
             f"--profile={start}:{stop}: the run has {steps} steps. Give a STOP of {steps} at most."
+        )
+    if stop < max(start, 1) + flags.steps_per_call:
+        raise UserError(
+            f"--profile={start}:{stop}: {flags.steps_per_call} steps are done in one call, and the"
+            " first call is not profiled. Give a STOP of at least"
+            f" {max(start, 1) + flags.steps_per_call}."
         )
 
 
@@ -229,12 +237,17 @@ def make_options(
                 drawn = evaluate.draw(job, data, split, _TENSORBOARD_PICTURES)
             tensorboard.write_epoch(board, record, timing, list(drawn.values()))
 
+    profiling = False
+
     def on_steps(before: int, after: int) -> None:
+        nonlocal profiling
         start, stop = flags.profile or (0, 0)
-        if before <= start < after:
+        if not profiling and start <= after < stop:
             tf.profiler.experimental.start(os.path.join(run, "tensorboard"))
-        elif before < stop <= after:
+            profiling = True
+        elif profiling and stop <= after:
             tf.profiler.experimental.stop()
+            profiling = False
 
     return loop.Options(
         steps_per_call=flags.steps_per_call,
@@ -248,6 +261,8 @@ def make_options(
 
 def finish(job: loop.Job, records: list[Record], split: str | None) -> None:
     """Judges the best epoch on a split, if any, draws, and says where everything is."""
+    # The chief may still be writing the checkpoint that all judge.
+    loop.add_up(job.strategy, 0.0)
     checkpoint.restore(job.state, evaluate.best_checkpoint(job.folder))
     if job.options.chief:
         pictures.curves(records, os.path.join(job.folder, "curves.png"))

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from tfrecords.errors import UserError
@@ -65,6 +67,14 @@ def test_a_config_survives_its_file(name):
 def test_a_damaged_config_file_is_an_error_for_people():
     with pytest.raises(UserError, match="not one that this version reads"):
         configs.from_json('{"epochs": 3, "colour": 1}')
+
+
+@pytest.mark.parametrize(("part", "key"), [(None, "shuffle"), ("model", "box_stride")])
+def test_a_config_of_a_version_without_a_field_is_refused(part, key):
+    values = json.loads(configs.to_json(configs.Config()))
+    (values[part] if part else values).pop(key)
+    with pytest.raises(UserError, match=key):
+        configs.from_json(json.dumps(values))
 
 
 def test_baseline_is_the_notebook():

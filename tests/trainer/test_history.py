@@ -32,6 +32,10 @@ def test_best_is_the_lowest_validation_loss_and_the_first_of_equals(tmp_path):
     assert history(tmp_path, 3.0, 1.0, 2.0, 1.0).best()["epoch"] == 2
 
 
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path):
+    assert history(tmp_path, float("nan"), 3.0, 4.0).best()["epoch"] == 2
+
+
 def test_plateaus_are_counted_anew_after_each(tmp_path):
     assert history(tmp_path, 3.0, 3.1, 3.2, 3.3, 3.4, 1.0).plateaus(2) == 2
 

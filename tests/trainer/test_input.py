@@ -8,7 +8,7 @@ from tensorflow.python.data.ops import multi_device_iterator_ops
 from tests.tfrecords import datasets
 from tfrecords.errors import UserError
 from trainer import input as inputs
-from trainer.config import Config
+from trainer.config import Config, Optimizer
 
 CONFIG = Config(batch_size=4, seed=7)
 
@@ -106,6 +106,15 @@ def test_groups_hold_the_same_batches_and_end_with_the_epoch(source):
     assert [int(group["label"].shape[0]) for group in groups] == [3, 3, 2, 2]
 
 
+def test_groups_end_where_the_backbone_begins_to_learn():
+    config = Config(optimizer=Optimizer(freeze_epochs=1.5))
+    sizes, step = [], 0
+    while step < 20:
+        sizes.append(inputs.group_size(config, 10, step, 4))
+        step += sizes[-1]
+    assert sizes == [4, 4, 2, 4, 1, 4, 1]
+
+
 def test_photos_kept_in_memory_are_the_same(source):
     read = batches(one_device(), source("train"), CONFIG, 0, 5)
     assert_same(read, batches(one_device(), source("train", "memory"), CONFIG, 0, 5))
@@ -120,11 +129,13 @@ def test_photos_that_do_not_fit_into_memory_are_refused():
         inputs.open_source(Huge(), 256, 320, "memory")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("make", [one_device, two_replicas])
-def test_evaluation_sees_each_example_once_and_masks_the_rest(source, make):
+@pytest.mark.parametrize(
+    ("make", "batch_size"), [(one_device, 4), (two_replicas, 4), (two_replicas, 3)]
+)
+def test_evaluation_sees_each_example_once_and_masks_the_rest(source, make, batch_size):
     strategy = make()
     masks, labels = [], []
-    for group in inputs.evaluation_batches(strategy, source("test"), 4):
+    for group in inputs.evaluation_batches(strategy, source("test"), batch_size):
         for name, found in (("mask", masks), ("label", labels)):
             parts = strategy.experimental_local_results(group[name])
             found += [value for part in parts for value in part.numpy().ravel()]

@@ -233,6 +233,12 @@ def test_half_precision_finds_its_loss_scale_while_the_tasks_find_their_weights(
     assert (found["weights"] != start["weights"]).any()
 
 
+def test_xla_can_mix_photos(source, tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=1, jit="on", augment=Augment(mixup=0.2))
+    records = loop.train(make_job(source, tmp_path, config))
+    assert np.isfinite(records[0]["val_loss"])
+
+
 def test_learned_task_weights_move_and_bfloat16_trains(source, tmp_path):
     config = dataclasses.replace(
         CONFIG, epochs=1, precision="mixed_bfloat16", loss=Loss(weighting="uncertainty")

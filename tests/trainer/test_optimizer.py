@@ -42,6 +42,12 @@ def test_warm_up_rises_in_equal_steps_to_the_peak():
     np.testing.assert_allclose(found[10:], 0.5, rtol=1e-6)
 
 
+def test_a_warm_up_that_ends_within_a_step_does_not_pass_the_peak():
+    found = rates(Optimizer(learning_rate=0.5, schedule="constant", warmup_epochs=0.25), 10)
+    np.testing.assert_allclose(found[:3], [0.2, 0.4, 0.5], rtol=1e-6)
+    assert max(found) == pytest.approx(0.5)
+
+
 def test_cosine_falls_from_the_peak_to_almost_nothing():
     found = rates(Optimizer(learning_rate=0.5, schedule="cosine", warmup_epochs=0), 100)
     assert found[0] == pytest.approx(0.5)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.tfrecords import datasets
 from tests.trainer import commands
+from tfrecords import manifest
 from tfrecords.errors import UserError
 from trainer import config as configs
 from trainer import evaluate, folder, task
@@ -114,7 +115,10 @@ def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_bits(data, finis
         (["--weights=nowhere.h5", "--batch_size=4"], "no such file"),
         (["--strategy=multiworker"], "TF_CONFIG"),
         (["--strategy=one", "--replicas=2"], "use mirrored"),
+        (["--set", "seed", "-1"], "between 0 and"),
+        (["--run=/dev/null/run", "--batch_size=4"], "--run=/dev/null/run: the run cannot be"),
         (["--profile=3:12", "--batch_size=4", "--epochs=2"], "the run has 10 steps"),
+        (["--profile=5:6", "--steps_per_call=4", "--batch_size=4", "--epochs=2"], "at least 9"),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(data, tmp_path, flags, said, monkeypatch):
@@ -134,14 +138,26 @@ def test_a_mistake_leaves_no_run_that_would_hold_to_it(data, tmp_path, mistake):
     assert not run.exists()
 
 
+@pytest.mark.parametrize("calls", [[(0, 4), (4, 8), (8, 12)], [(6, 7), (7, 8), (8, 9)]])
+def test_the_steps_asked_for_are_profiled_from_the_start_or_resumed(data, tmp_path, calls):
+    info = manifest.read(data)
+    flags = task.parse_flags(["--profile=3:8"])
+    described = folder.describe_data(data, info)
+    options = task.make_options(flags, described, info, str(tmp_path), chief=True)
+    for before, after in calls:
+        options.on_steps(before, after)
+    assert len(list(tmp_path.glob("tensorboard/plugins/profile/*/*.xplane.pb"))) == 1
+
+
 def test_an_unknown_flag_ends_with_one_line(capsys):
     with pytest.raises(SystemExit, match="2"):
         task.main(["--epoch=3"])
     assert "unrecognized arguments: --epoch=3" in capsys.readouterr().err
 
 
-def test_a_broken_tf_config_is_named(data, monkeypatch, tmp_path):
-    monkeypatch.setenv("TF_CONFIG", "{cluster")
+@pytest.mark.parametrize("text", ["{cluster", '{"cluster": {"worker": ["a:1", "b:1"]}}'])
+def test_a_broken_tf_config_is_named(data, monkeypatch, tmp_path, text):
+    monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UserError, match="TF_CONFIG"):
         task.main([f"--data={data}", f"--run={tmp_path / 'run'}"])
 
@@ -195,6 +211,18 @@ def test_evaluating_photos_of_another_size_is_named(tmp_path, data):
     folder.create(run, configs.Config(), info)
     with pytest.raises(UserError, match=r"32x48 .* takes 64x96"):
         evaluate.main([f"--run={run}"])
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_a_damaged_record_is_named(tmp_path, cache):
+    datasets.write_default(str(tmp_path))
+    shard = next(tmp_path.glob("train-*"))
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    shard.write_bytes(damaged)
+    flags = [f"--data={tmp_path}", f"--run={tmp_path / 'run'}", *commands.SETTINGS]
+    with pytest.raises(UserError, match=f"{shard.name} is damaged: the record at byte"):
+        task.main([*flags, f"--cache={cache}"])
 
 
 def test_a_cut_off_shard_is_named(data, tmp_path):

@@ -14,8 +14,6 @@ from preprocess import image, pipeline, plan, progress, publish, shard, source, 
 from tfrecords import manifest
 from tfrecords.errors import UserError
 
-_SPLITS = ("train", "validation", "test")
-
 
 def run(flags: argparse.Namespace, options: PipelineOptions, started: float) -> None:
     """Runs the job.
@@ -234,7 +232,7 @@ def _require_few_rejected(
 
 def _print_summary(contents: manifest.Manifest, num_rows: int, output: str, seconds: float) -> None:
     total = sum(part.num_examples for part in contents.splits.values())
-    for name in _SPLITS:
+    for name in manifest.SPLITS:
         if name in contents.splits:
             part = contents.splits[name]
             size = sum(one.bytes for one in part.shards) / 1e6

@@ -312,7 +312,7 @@ def clean_up(output: Output) -> None:
 _OWN_TRACES = re.compile(r"(data|work)(-[0-9a-f]{12})?/|state\.json")
 _OWN_FILES = re.compile(
     rf"({re.escape(manifest.FILE_NAME)}|{re.escape(manifest.REJECTED_NAME)}"
-    r"|(train|validation|test)-\d{5}-of-\d{5}\.tfrecord)$"
+    rf"|({'|'.join(manifest.SPLITS)})-\d{{5}}-of-\d{{5}}\.tfrecord)$"
 )
 _WORK_FOLDERS = ("plan", "partial", "progress", "done")
 

@@ -32,8 +32,6 @@ def main(argv: list[str] | None = None) -> None:
     """
     started = time.monotonic()
     flags, beam_flags = _parser().parse_known_args(argv)
-    with quiet_imports():
-        from apache_beam.options import pipeline_options  # noqa: F401 - the import alone
     options = _beam_options(beam_flags)
     print(_intention(flags), flush=True)
     with quiet_imports():
@@ -124,7 +122,8 @@ def _beam_options(arguments: list[str]) -> "PipelineOptions":
     """
     # What goes wrong is raised; Beam's own account of it is pages long.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    from apache_beam.options import pipeline_options
+    with quiet_imports():
+        from apache_beam.options import pipeline_options
 
     beam = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
     for kind in pipeline_options.PipelineOptions.__subclasses__():

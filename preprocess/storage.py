@@ -147,17 +147,14 @@ class Folder:
         refused: dict[str, str] = {}
         notes: list[str] = []
         top = self._root
-        pending, seen = [""], {top}
+        pending, seen = [("", top)], set()
         links: list[tuple[str, str]] = []
         while pending or links:
-            if not pending:
-                links.sort(reverse=True)
-                folder, real = links.pop()
-                if real in seen:
-                    continue
-                seen.add(real)
-                pending.append(folder)
-            folder = pending.pop()
+            links.sort(reverse=True)
+            folder, place = pending.pop() if pending else links.pop()
+            if place in seen:
+                continue
+            seen.add(place)
             for entry in _scan(os.path.join(self._root, folder)):
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if _JUNK.search(path):
@@ -166,18 +163,15 @@ class Folder:
                     notes.append(f"refused: the name of {path!a} is not UTF-8")
                     continue
                 why = ""
+                target = f"{place}/{entry.name}"
                 if entry.is_symlink():
                     target = os.path.realpath(entry.path)
                     if not f"{target}{os.sep}".startswith(top + os.sep):
                         why = f"a symbolic link that leads out of the data set, to {target}"
                         notes.append(f"refused: {path} is {why}")
                 if entry.is_dir():
-                    real = os.path.realpath(entry.path)
-                    if entry.is_symlink():
-                        links += [] if why else [(path, real)]
-                    elif real not in seen:
-                        seen.add(real)
-                        pending.append(path)
+                    if not why:
+                        (links if entry.is_symlink() else pending).append((path, target))
                 elif entry.is_file() or why:
                     info = entry.stat(follow_symlinks=not why)
                     rows.append((path, info.st_size, 0, info.st_size, info.st_mtime_ns))

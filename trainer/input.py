@@ -80,6 +80,11 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
     return size // batch_size
 
 
+def frozen_steps(config: Config, per_epoch: int) -> int:
+    """Returns in how many steps, from the first, only the heads learn."""
+    return int(config.optimizer.freeze_epochs * per_epoch)
+
+
 def group_size(config: Config, per_epoch: int, step: int, most: int) -> int:
     """Returns how many steps from this one on can be done in one call of the graph.
 
@@ -91,9 +96,8 @@ def group_size(config: Config, per_epoch: int, step: int, most: int) -> int:
         step: the first of the group.
         most: at most so many.
     """
-    end = min(step + most, (step // per_epoch + 1) * per_epoch)
-    frozen_until = int(config.optimizer.freeze_epochs * per_epoch)
-    return (min(end, frozen_until) if step < frozen_until else end) - step
+    ends = (step + most, (step // per_epoch + 1) * per_epoch, frozen_steps(config, per_epoch))
+    return min(end for end in ends if end > step) - step
 
 
 @contextlib.contextmanager

@@ -195,7 +195,7 @@ def _train_epoch(
     """Trains to the end of the epoch that the step is in; returns the step there, and timing."""
     config, per_epoch = job.config, job.steps_per_epoch
     epoch = step // per_epoch
-    frozen_until = int(config.optimizer.freeze_epochs * per_epoch)
+    frozen_steps = inputs.frozen_steps(config, per_epoch)
     started = saved = time.monotonic()
     waited = 0.0
     with Progress(
@@ -210,7 +210,7 @@ def _train_epoch(
                 group = next(batches)
             waited += time.monotonic() - before
             count = inputs.group_size(config, per_epoch, step, job.options.steps_per_call)
-            run_steps(group, count, step < frozen_until)
+            run_steps(group, count, step < frozen_steps)
             job.options.on_steps(step, step + count)
             step += count
             progress.update(count * config.batch_size, lambda: _check_loss(job))

@@ -191,11 +191,11 @@ def check_profile(flags: argparse.Namespace, steps: int) -> None:
         raise UserError(
             f"--profile={start}:{stop}: the run has {steps} steps. Give a STOP of {steps} at most."
         )
-    if stop < max(start, 1) + flags.steps_per_call:
+    least = max(start, 1) + flags.steps_per_call
+    if stop < least:
         raise UserError(
             f"--profile={start}:{stop}: {flags.steps_per_call} steps are done in one call, and the"
-            " first call is not profiled. Give a STOP of at least"
-            f" {max(start, 1) + flags.steps_per_call}."
+            f" first call is not profiled. Give a STOP of at least {least}."
         )
 
 

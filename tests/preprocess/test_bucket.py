@@ -155,5 +155,6 @@ def test_too_many_rejected_are_listed_in_the_bucket(cars):
     del bucket.OBJECTS[f"{SOURCE}/car_data/test/{photo_sets.FOLDERS[1]}/00001.jpg"]
     with pytest.raises(UserError, match="1 missing_photo"):
         run.main(photo_sets.flags(SOURCE, OUTPUT))
-    names = [name.split("/")[-1] for name in bucket.under(f"{OUTPUT}.incomplete")]
-    assert manifest.REJECTED_NAME in names
+    folders = {name.split("/")[0] for name in bucket.under(f"{OUTPUT}.incomplete")}
+    (data,) = (name for name in folders if name.startswith("data-"))
+    assert manifest.REJECTED_NAME in bucket.under(f"{OUTPUT}.incomplete/{data}")

@@ -10,6 +10,7 @@ with a table of outcomes, and exit code 1 if anything was found.
 """
 
 import argparse
+import dataclasses
 import io
 import multiprocessing
 import os
@@ -19,10 +20,10 @@ import time
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 _HEIGHT, _WIDTH = 48, 64
-_OUTCOMES = ("stored", "unreadable", "too_large")
+_OUTCOMES = ("stored", "unreadable", "too_large", "damaged")
 _EXTREMES = (b"\x00", b"\x01", b"\x7f", b"\x80", b"\xff", b"\x00\x00", b"\xff\xff", b"\xff\xd8",
              b"\xff\xd9", b"\xff\xc0", b"\xff\xc4", b"\xff\xda", b"\x7f\xff\xff\xff")  # fmt: skip
 
@@ -104,13 +105,16 @@ def seeds() -> list[bytes]:
         (photo, {"quality": 90, "restart_marker_rows": 1, "comment": b"hello"}),
         (photo.resize((31, 17)), {"quality": 95}),
     ]
-    others = ("PNG", "GIF", "BMP", "WEBP", "TIFF")
+    others = ["PNG", "GIF", "BMP", "WEBP", "TIFF"]
+    others += [name for name, codec in (("AVIF", "avif"), ("JPEG2000", "jpg_2000"))
+               if features.check(codec)]  # fmt: skip
     alpha = photo.convert("RGBA")
     alpha.putalpha(100)
     return [
         *(_encoded(picture, "JPEG", **save) for picture, save in jpegs * 3),
         *(_encoded(photo, kind) for kind in others),
         _encoded(alpha, "PNG"),
+        _encoded(photo, "TIFF", compression="tiff_lzw"),
     ]
 
 
@@ -211,22 +215,24 @@ class _Worker:
 
 def _work(flags: dict[str, Any], shared: Any) -> None:
     """Works from the position in shared memory to the end, in steps of the number of processes."""
-    from preprocess import image
+    from tfrecords import image
 
     state = np.frombuffer(shared)
     options = image.ImageOptions(_HEIGHT, _WIDTH, max_pixels=1_000_000)
-    image.warm_up(options)
+    keeping = dataclasses.replace(options, keep_damaged=True)
     photos = seeds()
     for position in range(int(state[0]), flags["mutations"], flags["processes"]):
         data = _mutation(flags["seed"], position, photos)
         state[0], state[1] = position, time.monotonic()
-        (result,) = image.prepare([data], options)
-        if isinstance(result, image.Rejected):
-            outcome = result.reason
-        elif _is_good(result.encoded):
-            outcome = "stored"
+        # Every other photo is kept as far as it can be decoded, so that this is tried as well.
+        try:
+            photo = image.prepare(data, keeping if position // 2 % 2 else options)
+        except image.Rejected as rejected:
+            outcome = rejected.reason
         else:
-            raise AssertionError(f"mutation {position}: what is stored is no JPEG of its size")
+            outcome = "stored"
+            if not _is_good(photo.encoded):
+                raise AssertionError(f"mutation {position}: what is stored is no JPEG of its size")
         state[2] = max(state[2], time.monotonic() - state[1])
         state[3 + _OUTCOMES.index(outcome)] += 1
     state[1] = 0

@@ -4,68 +4,73 @@ import contextlib
 import json
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import TextIO
 
 from preprocess import storage
+from tfrecords.progress import Progress
 
-_TERMINAL_SECONDS = 0.5
-_LOG_SECONDS = 5.0
+_SECONDS = 0.5  # between two looks at a local folder
+_SECONDS_REMOTE = 15.0
+_LOG_SECONDS = 5.0  # between two lines where there is no terminal
 
 
-class Progress:
-    """Counts photos done and rejected, from sidecars and from what workers report on the way."""
+class Counts:
+    """Counts photos done and rejected, from finished shards and from what workers report."""
 
-    def __init__(self, work: str, names: list[str], total: int):
-        """Args: the work folder; shards still to be written; photos in them."""
-        self._work = work
-        self._total = total
-        self._waiting = set(names)
-        self._done = 0
-        self._rejected = 0
-        self._started = time.monotonic()
+    def __init__(self, folder: str, run: str):
+        """Args: the incomplete folder; the name of this run of the pipeline."""
+        self._folder, self._run = folder, run
+        self._before = set(storage.sizes(f"{folder}/whole"))
+        self._seen: dict[str, tuple[int, int]] = {}
 
-    def line(self) -> str:
-        """Returns one line: photos done, rate, time left, rejected so far."""
-        done, rejected = self._count()
-        seconds = time.monotonic() - self._started
-        rate = (done + rejected) / seconds if seconds else 0.0
-        left = _duration((self._total - done - rejected) / rate) if rate else "?"
-        return (
-            f"{done + rejected:,}/{self._total:,} photos, {rate:,.0f}/s, {left} left,"
-            f" {rejected:,} rejected"
-        )
+    def total(self) -> int | None:
+        """Returns the number of photos to come; None while rows and photos are being joined."""
+        try:
+            return json.loads(storage.read(f"{self._folder}/progress/total-{self._run}"))
+        except (OSError, ValueError):
+            return None
 
-    def _count(self) -> tuple[int, int]:
-        done, rejected = 0, 0
-        finished = storage.sizes(f"{self._work}/done").keys() & self._waiting
+    def done(self) -> tuple[int, int]:
+        """Returns photos done and rejected, of this run and of finished shards that it found."""
+        finished = storage.sizes(f"{self._folder}/whole")
         for name in finished:
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                result = json.loads(storage.read(f"{self._work}/done/{name}"))
-                self._done += result["num_examples"]
-                self._rejected += len(result["rejected"])
-                self._waiting.discard(name)
-        for name in storage.sizes(f"{self._work}/progress").keys() & self._waiting:
-            with contextlib.suppress(OSError, ValueError):
-                some_done, some_rejected = json.loads(storage.read(f"{self._work}/progress/{name}"))
-                done += some_done
-                rejected += some_rejected
-        return self._done + done, self._rejected + rejected
+            if name.endswith(".json") and name not in self._seen:
+                with contextlib.suppress(OSError, ValueError, KeyError):
+                    result = json.loads(storage.read(f"{self._folder}/whole/{name}"))
+                    self._seen[name] = result["num_examples"], len(result["rejected"])
+        counts = list(self._seen.values())
+        shards = {name.rsplit("-", 1)[0] for name in self._seen}
+        for name in storage.sizes(f"{self._folder}/progress"):
+            if name not in shards and not name.startswith("total-"):
+                with contextlib.suppress(OSError, ValueError):
+                    counts.append(json.loads(storage.read(f"{self._folder}/progress/{name}")))
+        return sum(done for done, _ in counts), sum(rejected for _, rejected in counts)
 
 
 @contextlib.contextmanager
-def shown(progress: Progress, stream: TextIO = sys.stderr) -> Iterator[None]:
+def shown(counts: Counts, stream: TextIO = sys.stderr) -> Iterator[None]:
     """Shows progress while the block runs: a line redrawn on a terminal, log lines elsewhere."""
-    terminal = stream.isatty()
     stop = threading.Event()
+    remote = storage.is_remote(counts._folder)
+
+    def wait() -> bool:
+        return not stop.wait(_SECONDS_REMOTE if remote else _SECONDS)
 
     def show() -> None:
-        while not stop.wait(_TERMINAL_SECONDS if terminal else _LOG_SECONDS):
-            with contextlib.suppress(OSError):
-                text = progress.line()
-                stream.write(f"\r\x1b[K{text}" if terminal else f"{text}\n")
-                stream.flush()
+        total = None
+        while total is None and wait():
+            total = counts.total()
+        if total is None:
+            return
+        with Progress("photos", total, "photos", interval=_LOG_SECONDS, file=stream) as progress:
+            shown = 0
+            while wait():
+                with contextlib.suppress(OSError):
+                    done, rejected = counts.done()
+                    note = f"{rejected:,} rejected"
+                    progress.update(done + rejected - shown, note.__str__)
+                    shown = done + rejected
 
     thread = threading.Thread(target=show, name="progress", daemon=True)
     thread.start()
@@ -74,14 +79,3 @@ def shown(progress: Progress, stream: TextIO = sys.stderr) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        if terminal:
-            stream.write("\r\x1b[K")
-            stream.flush()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

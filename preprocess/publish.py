@@ -1,39 +1,42 @@
-"""The incomplete folder, the finished shards in it, the manifest, and the final rename.
+"""The incomplete folder, and how what is whole in it is published.
 
     OUTPUT.incomplete/
-        state.json          which job this is: a fingerprint of its input and flags
-        data-FINGERPRINT/   what will be published: whole shards, then rejected.jsonl, dataset.json
-        work-FINGERPRINT/   plan/ partial/ progress/ done/: one small file a shard
+        whole/       finished shards, NAME-FINGERPRINT, and beside each what is known of it
+        partial/     shards that are being written
+        progress/    how far they are
+        rejected-RUN/, report-RUN.json    what one run of the pipeline tells its driver
+        data/        what will be published: shards, then rejected.jsonl, dataset.json
 
-A shard stands in `data-…/` once it is whole, and `done/` says what it must be like. `data-…/`
-becomes OUTPUT by one rename. Where a rename is a copy (buckets), files move one by one and the
-manifest comes last: readers go by the manifest.
+`data/` becomes OUTPUT by one rename. Where a rename is a copy (buckets), files move one by one and
+the manifest comes last: readers go by the manifest. Nothing remembers which job began this folder:
+a finished shard says by its name which rows, options and libraries it was made of.
 """
 
 import contextlib
 import errno
 import fcntl
 import hashlib
+import heapq
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
-from preprocess import storage
-from preprocess.shard import BOX_MEASURES, Result
+from preprocess import shard, storage
+from preprocess.statistics import Report, Totals, report_path
 from tfrecords import manifest
 from tfrecords.errors import UserError
 
-# To be raised when the same input and flags give other bytes than before.
-_CODE_VERSION = 1
+CODE_VERSION = 2
+"""To be raised when the same input and flags give other bytes than before."""
+
+
+REJECTED_FIELDS = ("file", "row", "photo", "reason", "detail")
+"""Of a line of `rejected.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,11 @@ class Output:
 
     Attributes:
         path: where the data set will be.
-        fingerprint: of the job, hex.
+        run: names this run's own files.
     """
 
     path: str
-    fingerprint: str
+    run: str
 
     @property
     def incomplete(self) -> str:
@@ -55,15 +58,13 @@ class Output:
 
     @property
     def data(self) -> str:
-        """What will be published. Its name, like that of `work`, keeps workers of a killed job,
-        which may live on for a while, from putting their files into the next one.
-        """  # noqa: D205
-        return f"{self.incomplete}/data-{self.fingerprint[:12]}"
+        """What will be published; of a bucket the output itself."""
+        return shard.published(self.incomplete)
 
     @property
-    def work(self) -> str:
-        """Plans, partial files and results."""
-        return f"{self.incomplete}/work-{self.fingerprint[:12]}"
+    def rejected(self) -> str:
+        """Where the list of rejected rows is until it is published."""
+        return f"{self.incomplete}/{manifest.REJECTED_NAME}"
 
     @property
     def replaced(self) -> str:
@@ -73,16 +74,14 @@ class Output:
 
 def libraries() -> dict[str, str]:
     """Returns the versions of what decides the bytes of the output."""
-    versions = {
-        name: importlib.metadata.version(name)
-        for name in ("apache-beam", "numpy", "pillow", "tensorflow")
-    }
+    names = ("numpy", "opencv-python-headless", "pillow", "protobuf", "simplejpeg")
+    versions = {name: importlib.metadata.version(name) for name in names}
     return versions | {"python": platform.python_version()}
 
 
-def fingerprint(parameters: dict[str, Any], stamp: str) -> str:
-    """Returns what tells one job from another: flags, libraries, and the input as it is now."""
-    facts = [_CODE_VERSION, manifest.FORMAT_VERSION, parameters, libraries(), stamp]
+def fingerprint(parameters: dict[str, Any], class_names: list[str]) -> str:
+    """Returns what tells shards of the same rows apart: flags, class names and libraries."""
+    facts = [CODE_VERSION, manifest.FORMAT_VERSION, parameters, class_names, libraries()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -93,7 +92,7 @@ def require_free(output: Output, overwrite: bool) -> None:
         UserError: there is an output, and no `overwrite`; or something else is there.
     """
     present = _present(output.path)
-    if not present or _was_moving(output):
+    if not present or _was_moving(output, present):
         return
     if manifest.FILE_NAME not in present:
         raise UserError(
@@ -116,6 +115,8 @@ def locked(output: Output) -> Iterator[None]:
     """
     _require_own(output)
     if storage.is_remote(output.path):
+        if _is_published(output):
+            clean_up(output)
         yield
         return
     descriptor = _lock(output.incomplete)
@@ -123,198 +124,159 @@ def locked(output: Output) -> Iterator[None]:
         undo.callback(os.close, descriptor)
         undo.callback(_remove_if_empty, output.incomplete)
         _heal(output)
+        if _is_published(output):
+            clean_up(output)
         yield
 
 
-def is_published(output: Output) -> bool:
-    """Whether this very job was killed after it had published, before it had cleaned up."""
-    if manifest.FILE_NAME not in _present(output.path):
-        return False
+def has_traces(output: Output) -> bool:
+    """Whether a job that was stopped left something behind."""
     if storage.is_remote(output.path):
-        return _was_moving(output) and manifest.FILE_NAME not in storage.sizes(output.data)
-    return _read_state(output)[0] == output.fingerprint and not os.path.exists(output.data)
+        return bool(storage.sizes(output.incomplete))
+    return os.path.lexists(output.incomplete) or os.path.lexists(output.replaced)
 
 
-def start(output: Output, names: list[str]) -> tuple[list[str], str]:
-    """Makes the incomplete folder ready: goes on where the same job was killed, or starts over.
+def start(output: Output, fingerprint: str) -> str:
+    """Makes the incomplete folder ready, and removes finished shards that cannot be of use.
 
     Args:
         output: where.
-        names: of all shards.
+        fingerprint: of the options and libraries.
 
     Returns:
-        The shards that are still to be written, and a sentence about what was found.
+        A sentence about what was found, or "".
     """
-    before, _ = _read_state(output)
-    if before == output.fingerprint:
-        done = [name for name in names if _is_whole(output, name)]
-        note = f"going on where a job was stopped: {len(done)} of {len(names)} shards are whole"
-        for folder in ("partial", "progress"):
-            storage.delete(f"{output.work}/{folder}")
-    else:
-        done = []
-        left_over = storage.sizes(output.incomplete)
-        note = (
-            "starting over: the input, the flags or a library changed since a job was stopped here"
-            if left_over
-            else ""
-        )
-        _clear(output)
-        _write_state(output, moving=False)
-    for folder in (output.data, *(f"{output.work}/{name}" for name in _WORK_FOLDERS)):
-        storage.make_folder(folder)
-    done_names = set(done)
-    return [name for name in names if name not in done_names], note
+    mine = re.compile(rf"whole/[^/]*-{fingerprint[:8]}[0-9a-f]{{16}}(\.json)?$")
+    left_over = sorted(storage.sizes(output.incomplete))
+    kept = [name for name in left_over if mine.match(name) and name.endswith(".json")]
+    for name in left_over:
+        if not mine.match(name) and not name.startswith("data/") and name != manifest.FILE_NAME:
+            storage.delete(f"{output.incomplete}/{name}")
+    for folder in (*_FOLDERS, f"rejected-{output.run}"):
+        storage.make_folder(f"{output.incomplete}/{folder}")
+    if kept:
+        return f"going on where a job was stopped: {len(kept)} shards are there"
+    if any(name.startswith(("whole/", "data-")) for name in left_over):
+        return "starting over: the flags, the class names or a library changed since a job stopped"
+    return ""
 
 
-def results(output: Output, names: list[str]) -> Iterator[Result]:
-    """Yields what is known of each shard, in order.
-
-    Raises:
-        UserError: a shard is not there although the runner said that it was done.
-    """
-    for name in names:
-        try:
-            yield Result.from_json(storage.read(f"{output.work}/done/{name}").decode())
-        except FileNotFoundError:
-            raise UserError(
-                f"{name} was not written, and the runner gave no error. Do workers see"
-                f" {output.incomplete!r}? It must be a path that all machines share."
-            ) from None
-
-
-class Totals:
-    """Sums over shards, for the manifest; adds up in the order of shards."""
-
-    def __init__(self, num_classes: int):
-        self.shards: dict[str, list[manifest.Shard]] = {}
-        self.rejected: list[dict[str, Any]] = []
-        self.num_examples = 0
-        self._class_counts: dict[str, Counter[int]] = {}
-        self._num_classes = num_classes
-        self._boxes: dict[str, list[list[float]]] = {name: [] for name in BOX_MEASURES}
-        self._clipped = 0
-        self._widths: Counter[int] = Counter()
-        self._heights: Counter[int] = Counter()
-
-    def add(self, split: str, result: Result) -> None:
-        """Adds a shard of a split."""
-        self.shards.setdefault(split, []).append(
-            manifest.Shard(result.file, result.num_examples, result.bytes, result.sha256)
-        )
-        self.num_examples += result.num_examples
-        self.rejected += result.rejected
-        self._class_counts.setdefault(split, Counter()).update(result.class_counts)
-        for name, sums in result.boxes.items():
-            self._boxes[name].append(sums)
-        self._clipped += result.clipped
-        self._widths.update(result.widths)
-        self._heights.update(result.heights)
-
-    def splits(self) -> dict[str, manifest.Split]:
-        """Returns the splits that have records."""
-        splits = {}
-        for name, shards in self.shards.items():
-            counts = self._class_counts[name]
-            total = sum(shard.num_examples for shard in shards)
-            if total:
-                per_class = [counts[label] for label in range(1, self._num_classes + 1)]
-                splits[name] = manifest.Split(total, shards, per_class)
-        return splits
-
-    def box_stats(self) -> dict[str, Any]:
-        """Returns mean, std, min and max of each of `BOX_MEASURES`, and the number clipped.
-
-        Centre, size and area are fractions of the photo; aspect is width / height in pixels.
-        """
-        stats: dict[str, Any] = {"clipped": self._clipped}
-        for name, sums in self._boxes.items():
-            if not sums:
-                continue
-            totals, squares, lows, highs = zip(*sums, strict=True)
-            mean = math.fsum(totals) / self.num_examples
-            variance = max(0.0, math.fsum(squares) / self.num_examples - mean * mean)
-            stats[name] = {
-                "mean": round(mean, 5),
-                "std": round(math.sqrt(variance), 5),
-                "min": round(min(lows), 5),
-                "max": round(max(highs), 5),
-            }
-        return stats
-
-    def original_sizes(self) -> dict[str, Any]:
-        """Returns min, median and max of the photos' own widths and heights, in pixels."""
-        return {
-            name: {"min": min(counts), "median": _median(counts), "max": max(counts)}
-            for name, counts in (("width", self._widths), ("height", self._heights))
-            if counts
-        }
-
-
-def write_rejected(output: Output, known: pa.Table, found: list[dict[str, Any]]) -> Counter[str]:
+def write_rejected(output: Output, found: list[dict[str, Any]]) -> int:
     """Writes `rejected.jsonl` into the incomplete folder, sorted by file and row.
 
     Args:
         output: where.
-        known: rows set aside before photos were opened, `source.REJECTED`.
         found: rows set aside with their photos.
 
     Returns:
-        How many by reason. Without any there is no file.
+        Its number of lines. Without any there is no file.
     """
-    path = f"{output.data}/{manifest.REJECTED_NAME}"
-    table = pa.concat_tables([known, pa.Table.from_pylist(found, schema=known.schema)])
-    if not len(table):
-        storage.delete(path)
-        return Counter()
-    table = table.sort_by([("file", "ascending"), ("row", "ascending")])
-    with storage.create(path) as file:
-        for batch in table.to_batches(max_chunksize=4096):
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
-            file.write("".join(lines).encode())
-    counts = table["reason"].value_counts().to_pylist()
-    return Counter({count["values"]: count["counts"] for count in counts})
+    folder = f"{output.incomplete}/rejected-{output.run}"
+    pieces = (_rows_of(f"{folder}/{name}") for name in sorted(storage.sizes(folder)))
+    known = (row for piece in pieces for row in piece)
+    by_place = lambda row: (row["file"], row["row"])  # noqa: E731
+    count = 0
+    with contextlib.ExitStack() as opened:
+        file = None
+        for row in heapq.merge(known, sorted(found, key=by_place), key=by_place):
+            file = file or opened.enter_context(storage.create(output.rejected))
+            ordered = {name: row[name] for name in REJECTED_FIELDS}
+            file.write((json.dumps(ordered, ensure_ascii=False) + "\n").encode())
+            count += 1
+    if not count:
+        storage.delete(output.rejected)
+    return count
 
 
-def publish(output: Output, contents: manifest.Manifest, overwrite: bool) -> None:
+def publish(output: Output, contents: manifest.Manifest, totals: Totals, overwrite: bool) -> None:
     """Puts the data set in its place, all of it at once.
+
+    Args:
+        output: where.
+        contents: its manifest.
+        totals: of its shards, which stand in the incomplete folder.
+        overwrite: whether it may replace another one.
 
     Raises:
         UserError: it cannot be put there.
     """
     wanted = {shard.file for split in contents.splits.values() for shard in split.shards}
+    moves = {f"whole/{totals.stored_as[name]}": name for name in sorted(wanted)}
     if contents.rejected:
-        wanted.add(manifest.REJECTED_NAME)
-    for name in storage.sizes(output.data).keys() - wanted:
-        storage.delete(f"{output.data}/{name}")
-    storage.write(f"{output.data}/{manifest.FILE_NAME}", contents.to_json().encode())
+        moves[manifest.REJECTED_NAME] = manifest.REJECTED_NAME
+    require_free(output, overwrite)  # it may have come to be while this job ran
+    text = contents.to_json().encode()
     if storage.is_remote(output.path):
-        _move_files(output, sorted(wanted), overwrite)
-    else:
-        _move_folder(output, overwrite)
+        # From here on the output is this job's to finish: it has no manifest until the end.
+        storage.write(f"{output.incomplete}/{manifest.FILE_NAME}", text)
+    _make_way(output, set(moves.values()))
+    waiting = storage.sizes(output.incomplete)
+    for source, name in moves.items():
+        if source in waiting:
+            storage.rename(f"{output.incomplete}/{source}", f"{output.data}/{name}")
+    storage.write(f"{output.incomplete}/partial/{manifest.FILE_NAME}", text)
+    storage.rename(
+        f"{output.incomplete}/partial/{manifest.FILE_NAME}", f"{output.data}/{manifest.FILE_NAME}"
+    )
+    if not storage.is_remote(output.path):
+        _move_folder(output)
     clean_up(output)
 
 
 def clean_up(output: Output) -> None:
-    """Removes what a published output leaves behind; the state last, which says that it is."""
-    remote = storage.is_remote(output.path)
-    if not remote:
-        _sync_folder(os.path.dirname(output.path))
-        storage.delete(output.replaced)
-    for name in storage.sizes(output.incomplete) if remote else os.listdir(output.incomplete):
-        if name != "state.json":
+    """Removes what a published output leaves behind; what says that it is published goes last."""
+    if storage.is_remote(output.path):
+        for name in storage.sizes(output.incomplete):
+            if name != manifest.FILE_NAME:
+                storage.delete(f"{output.incomplete}/{name}")
+        storage.delete(f"{output.incomplete}/{manifest.FILE_NAME}")
+        return
+    _sync_folder(os.path.dirname(output.path))
+    storage.delete(output.replaced)
+    for _ in range(10):  # a worker of a killed job may be adding files meanwhile
+        with contextlib.suppress(OSError):
+            for name in os.listdir(output.incomplete):
+                storage.delete(f"{output.incomplete}/{name}")
+            os.rmdir(output.incomplete)
+            return
+
+
+def read_report(output: Output) -> Report:
+    """Reads what the pipeline tells of itself.
+
+    Raises:
+        UserError: it is not there although the runner said that all is done.
+    """
+    try:
+        return Report.from_json(storage.read(report_path(output.incomplete, output.run)).decode())
+    except FileNotFoundError:
+        raise UserError(
+            f"nothing was written, and the runner gave no error. Do workers see"
+            f" {output.incomplete!r}? It must be a path that all machines share."
+        ) from None
+
+
+def forget(output: Output) -> None:
+    """Removes what a refused input leaves behind, but for finished shards and rejected rows."""
+    kept = (manifest.FILE_NAME, manifest.REJECTED_NAME)
+    for name in storage.sizes(output.incomplete):
+        if not name.startswith(("whole/", "data/")) and name not in kept:
             storage.delete(f"{output.incomplete}/{name}")
-    storage.delete(f"{output.incomplete}/state.json")
-    if not remote:
-        _remove_if_empty(output.incomplete)
+    if not storage.is_remote(output.path) and not os.listdir(f"{output.incomplete}/whole"):
+        for name in os.listdir(output.incomplete):
+            _remove_if_empty(f"{output.incomplete}/{name}")
 
 
-_OWN_TRACES = re.compile(r"(data|work)(-[0-9a-f]{12})?/|state\.json")
+_FOLDERS = ("whole", "partial", "progress", "data")
+_OWN_TRACES = re.compile(
+    r"(whole|partial|progress|data|rejected-[0-9a-f]+)/|report-[0-9a-f]+\.json"
+    rf"|{re.escape(manifest.FILE_NAME)}$|{re.escape(manifest.REJECTED_NAME)}$"
+    r"|(data|work)-[0-9a-f]{12}/|state\.json"  # of version 0.1
+)
 _OWN_FILES = re.compile(
     rf"({re.escape(manifest.FILE_NAME)}|{re.escape(manifest.REJECTED_NAME)}"
     rf"|({'|'.join(manifest.SPLITS)})-\d{{5}}-of-\d{{5}}\.tfrecord)$"
 )
-_WORK_FOLDERS = ("plan", "partial", "progress", "done")
 
 
 def _present(path: str) -> set[str]:
@@ -384,50 +346,45 @@ def _heal(output: Output) -> None:
         os.rename(output.replaced, output.path)
 
 
-def _read_state(output: Output) -> tuple[str, bool]:
-    """Returns the fingerprint of the job whose folder this is, and whether it moves its files."""
-    try:
-        state = json.loads(storage.read(f"{output.incomplete}/state.json"))
-        return state["fingerprint"], state["moving"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "", False
-
-
-def _write_state(output: Output, moving: bool) -> None:
-    state = json.dumps({"fingerprint": output.fingerprint, "moving": moving})
-    storage.write(f"{output.incomplete}/state.json", state.encode())
-
-
-def _was_moving(output: Output) -> bool:
-    """Whether this job was stopped while it moved its files into a bucket's output."""
-    return storage.is_remote(output.path) and _read_state(output) == (output.fingerprint, True)
-
-
-def _clear(output: Output) -> None:
-    if storage.is_remote(output.path):
-        storage.delete(output.incomplete)
-        return
-    for name in os.listdir(output.incomplete):
-        storage.delete(f"{output.incomplete}/{name}")
-
-
-def _is_whole(output: Output, name: str) -> bool:
-    """Whether a shard is what its sidecar says, to the byte."""
-    try:
-        result = Result.from_json(storage.read(f"{output.work}/done/{name}").decode())
-    except (OSError, ValueError, TypeError):
+def _is_published(output: Output) -> bool:
+    """Whether a job was stopped after it had published, before it had cleaned up."""
+    if manifest.FILE_NAME not in _present(output.path):
         return False
-    # Publishing to a bucket that was stopped halfway has moved some shards already.
-    folders = [output.data, output.path] if storage.is_remote(output.path) else [output.data]
-    for folder in folders:
-        with contextlib.suppress(OSError), storage.open_read(f"{folder}/{name}") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == result.sha256  # type: ignore[arg-type]
-    return False
+    if not storage.is_remote(output.path):
+        left = os.listdir(output.incomplete)
+        return bool(left) and "data" not in left
+    try:
+        moved = storage.read(f"{output.incomplete}/{manifest.FILE_NAME}")
+        return moved == storage.read(f"{output.path}/{manifest.FILE_NAME}")
+    except OSError:
+        return False
 
 
-def _move_folder(output: Output, overwrite: bool) -> None:
+def _was_moving(output: Output, present: set[str]) -> bool:
+    """Whether a job was stopped while it moved its files into a bucket's output."""
+    return (
+        storage.is_remote(output.path)
+        and manifest.FILE_NAME not in present
+        and manifest.FILE_NAME in storage.sizes(output.incomplete)
+    )
+
+
+def _rows_of(path: str) -> Iterator[dict[str, Any]]:
+    for line in storage.read(path).splitlines():
+        yield json.loads(line)
+
+
+def _make_way(output: Output, wanted: set[str]) -> None:
+    """Removes from where files are put together those that are of no use; the manifest first."""
+    names = sorted(storage.sizes(output.data), key=lambda name: name != manifest.FILE_NAME)
+    remote = storage.is_remote(output.path)
+    for name in names:
+        if name not in wanted and (not remote or _OWN_FILES.match(name)):
+            storage.delete(f"{output.data}/{name}")
+
+
+def _move_folder(output: Output) -> None:
     _sync_folder(output.data)
-    require_free(output, overwrite)  # it may have come to be while this job ran
     try:
         if _present(output.path):
             os.rename(output.path, output.replaced)
@@ -440,22 +397,6 @@ def _move_folder(output: Output, overwrite: bool) -> None:
         ) from None
 
 
-def _move_files(output: Output, names: list[str], overwrite: bool) -> None:
-    """The rename of a bucket: without a manifest readers see no data set, so it goes first and
-    comes last.
-    """  # noqa: D205
-    require_free(output, overwrite)
-    _write_state(output, moving=True)
-    waiting = storage.sizes(output.data)
-    for name in sorted(_present(output.path), key=lambda name: name != manifest.FILE_NAME):
-        if name in waiting or name not in names:
-            storage.delete(f"{output.path}/{name}")
-    for name in names:
-        if name in waiting:
-            storage.rename(f"{output.data}/{name}", f"{output.path}/{name}")
-    storage.rename(f"{output.data}/{manifest.FILE_NAME}", f"{output.path}/{manifest.FILE_NAME}")
-
-
 def _sync_folder(path: str) -> None:
     """Makes renames in a folder outlive a power cut."""
     descriptor = os.open(path or ".", os.O_RDONLY)
@@ -464,13 +405,3 @@ def _sync_folder(path: str) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _median(counts: Counter[int]) -> int:
-    """Returns the lower median of values counted."""
-    half = (sum(counts.values()) + 1) // 2
-    for value in sorted(counts):
-        half -= counts[value]
-        if half <= 0:
-            return value
-    raise ValueError("no values")

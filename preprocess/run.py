@@ -2,26 +2,87 @@
 
     python -m preprocess.run --runner=DirectRunner --input=cars.zip --output=data/tfrecords
 
-Flags that `--help` does not list go to Beam: `--direct_num_workers=4`, `--flink_master=…`,
-`--project=…`. What was done when a job is killed is kept: run the same command again.
+Flags that are not listed here go to Beam: --direct_num_workers=4, --flink_master=…, --project=….
+A job that was stopped is started again with the same command and keeps what is done.
 """
 
-import argparse
-import difflib
-import logging
+import functools
 import os
+import secrets
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tfrecords.errors import UserError, run_command
+from absl import flags
+
+from tfrecords import command
+from tfrecords.errors import UserError, extra
 from tfrecords.quiet import quiet_imports
 
 if TYPE_CHECKING:
-    from apache_beam.options.pipeline_options import PipelineOptions
+    from preprocess import pipeline, publish
+    from preprocess.statistics import Report
+    from preprocess.survey import Survey
+    from tfrecords.manifest import Manifest
+
+T = TypeVar("T")
+
+FLAGS = flags.FlagValues()
+command.DEFINE_path(
+    "input", None, "folder, zip or bucket of a class-folder data set; without it the built-in"
+    " sample is drawn", flag_values=FLAGS)  # fmt: skip
+command.DEFINE_path("output", "data/tfrecords", "folder of the data set", flag_values=FLAGS)
+flags.DEFINE_bool(
+    "overwrite", False, "replace an output that exists, once the new one is complete",
+    flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_integer("image_height", 256, "pixels", 1, 16384, flag_values=FLAGS)
+flags.DEFINE_integer("image_width", 320, "pixels", 1, 16384, flag_values=FLAGS)
+flags.DEFINE_enum(
+    "resize", "stretch", ["stretch", "letterbox"],
+    "stretch to the target's shape, or letterbox: the whole photo, on black",
+    flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_integer("jpeg_quality", 95, "of the stored photos", 1, 100, flag_values=FLAGS)
+flags.DEFINE_float(
+    "validation_fraction", 0.2, "of each class of the train photos; less than 1", 0, 0.999999,
+    flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_integer(
+    "seed", 42, "of the split and of the order", -(1 << 63), (1 << 63) - 1,
+    flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_float(
+    "shard_mb", 100.0, "size of a shard, about, in 10^6 bytes; smaller where that gives workers"
+    " more to do", 0.001, 1e6, flag_values=FLAGS)  # fmt: skip
+for _split in ("train", "validation", "test"):
+    flags.DEFINE_integer(
+        f"{_split}_shards", None, f"number of shards of the {_split} split, instead of --shard_mb",
+        1, 99999, flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_float(
+    "max_rejected", 0.01, "fraction of the rows; when more are rejected, nothing is published",
+    0, 1, flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_integer(
+    "max_pixels", 100_000_000, "photos with more are rejected undecoded", 1, 1 << 31,
+    flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_bool(
+    "keep_damaged", False, "keep photos whose decoder warns, with what it could read",
+    flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_integer(
+    "limit", None, "only the first N rows of each CSV: writes a small data set", 1, 1 << 62,
+    flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_integer(
+    "first_class", None, "number of the first class in the CSVs, 0 or 1; without it 1, and"
+    " classes that do not fit the folders stop the job", 0, 1, flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_enum(
+    "box_unit", None, ["pixel", "fraction"], "of the boxes in the CSVs; without it pixels, and"
+    " boxes that are all within [0, 1] stop the job", flag_values=FLAGS)  # fmt: skip
+flags.DEFINE_bool(
+    "follow_links", False, "read links that lead out of the input folder", flag_values=FLAGS
+)
+
+_EXAMPLES = 5  # rows that a message or the summary names
+_NOT_IN_PARAMETERS = ("input", "output", "overwrite", "max_rejected", "follow_links")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses flags and runs the job.
 
     Args:
@@ -31,136 +92,248 @@ def main(argv: list[str] | None = None) -> None:
         UserError: nothing was published, and why.
     """
     started = time.monotonic()
-    flags, beam_flags = _parser().parse_known_args(argv)
-    options = _beam_options(beam_flags)
-    print(_intention(flags), flush=True)
-    with quiet_imports():
-        from preprocess import job  # and TensorFlow with it
-
-        job.warm_up(flags)
+    beam_flags = command.parse(FLAGS, argv, usage=__doc__, known_elsewhere=_beam_flag_names)
+    print(_intention(), flush=True)
     try:
-        job.run(flags, options, started)
+        _run(beam_flags, started)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise UserError(
-            f"{error.filename or flags.output}: {error.strerror or error}. An output that was"
+            f"{error.filename or FLAGS.output}: {error.strerror or error}. An output that was"
             " there before is untouched, and what is done is kept for the next run. Free some"
             " space or mend the path, then run the same command again."
         ) from error
+    except KeyboardInterrupt:
+        print(
+            f"\nShards that are whole are kept in {FLAGS.output}.incomplete. Run the same command"
+            " again to go on, or delete that folder."
+        )
+        raise
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m preprocess.run",
-        description="Photos and CSVs to sharded, checked TFRecords. Other flags go to Beam.",
-        epilog="Defaults are in brackets.",
-        allow_abbrev=False,
-    )
-
-    def add(flag: str, text: str, kind: Callable[[str], object] = str, **more: object) -> None:
-        default = more.get("default")
-        text += f" [{default}]" if default is not None else ""
-        parser.add_argument(flag, type=kind, help=text, **more)  # type: ignore[arg-type]
-
-    add("--input", "folder, zip or bucket of a class-folder data set; without it the built-in"
-        " sample is drawn", _path, metavar="PATH")  # fmt: skip
-    add("--output", "folder of the data set", _path, default="data/tfrecords", metavar="DIR")
-    parser.add_argument("--overwrite", action="store_true",
-        help="replace an output that exists, once the new one is complete")  # fmt: skip
-    add("--image_height", "pixels", _integer(1, 16384), default=256)
-    add("--image_width", "pixels", _integer(1, 16384), default=320)
-    add("--resize", "stretch to the target's shape, or letterbox: the whole photo, on black",
-        choices=("stretch", "letterbox"), default="stretch")  # fmt: skip
-    add("--jpeg_quality", "1 to 100", _integer(1, 100), default=95)
-    add("--validation_fraction", "of each class of the train photos", _number(0, 1), default=0.2)
-    add("--seed", "of the split and of the order", _integer(-(1 << 63), (1 << 63) - 1), default=42)
-    add("--shard_mb", "size of a shard, at most about, in 10^6 bytes; smaller where that gives"
-        " workers more to do", _number(0.001, 1e6), default=100.0)  # fmt: skip
-    for split in ("train", "validation", "test"):
-        add(f"--{split}_shards", f"number of shards of the {split} split, instead of --shard_mb",
-            _integer(1, 99999), metavar="N")  # fmt: skip
-    add("--max_rejected", "fraction of the rows; when more are rejected, nothing is published",
-        _number(0, 1, inclusive=True), default=0.01)  # fmt: skip
-    add("--max_pixels", "photos with more are rejected undecoded", _integer(1, 1 << 31),
-        default=100_000_000)  # fmt: skip
-    add("--limit", "only the first N rows of each CSV: a dry run", _integer(1, 1 << 62),
-        metavar="N")  # fmt: skip
-    return parser
+def _run(beam_flags: list[str], started: float) -> None:
+    """Surveys the input, runs the pipeline, publishes what it made."""
+    with extra("preprocess"), quiet_imports():
+        from preprocess import pipeline, progress, publish, runner, storage, survey
+    options = runner.options(beam_flags)
+    graph = runner.pipeline(options)
+    for flag in ("input", "output"):
+        path = FLAGS[flag].value
+        if path and storage.is_remote(path):
+            _blamed(flag, functools.partial(storage.require_file_system, path))
+    output = publish.Output(_absolute(FLAGS.output), secrets.token_hex(4))
+    if not publish.has_traces(output):  # those may have to be healed first
+        publish.require_free(output, FLAGS.overwrite)
+    place = _absolute(FLAGS.input or _draw_sample())
+    seen = _blamed("input", lambda: survey.survey(storage.open_source(place, FLAGS.follow_links)))
+    for note in seen.notes:
+        print(f"  {note}")
+    parameters = _parameters()
+    fingerprint = publish.fingerprint(parameters, seen.class_names)
+    with publish.locked(output):
+        publish.require_free(output, FLAGS.overwrite)
+        if note := publish.start(output, fingerprint):
+            print(f"  {note}")
+        settings = _settings(place, seen, output, fingerprint)
+        pipeline.LISTED[output.run] = seen.tables
+        pipeline.build(graph, settings, seen.csvs)
+        print(f"  joining rows and photos, after {time.monotonic() - started:.1f} s", flush=True)
+        with progress.shown(progress.Counts(output.incomplete, output.run)):
+            runner.run(graph, options)
+        report = publish.read_report(output)
+        rejected = _require_usable(report, output)
+        contents = _contents(place, parameters, seen, report, rejected)
+        publish.publish(output, contents, report.totals, FLAGS.overwrite)
+    _print_summary(contents, report, output.path, time.monotonic() - started)
 
 
-def _path(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty: is a variable of the shell not set?")
-    return text
-
-
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def integer(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
-        return value
-
-    return integer
-
-
-def _number(low: float, high: float, inclusive: bool = False) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        value = float(text)
-        if not (low <= value < high or (inclusive and value == high)):
-            and_less = "up to" if inclusive else "less than"
-            raise argparse.ArgumentTypeError(f"{text} is not from {low:g} {and_less} {high:g}")
-        return value
-
-    return number
-
-
-def _beam_options(arguments: list[str]) -> "PipelineOptions":
-    """Returns Beam's options.
-
-    Raises:
-        UserError: neither this command nor Beam knows a flag, or Beam cannot take its value.
-    """
-    # What goes wrong is raised; Beam's own account of it is pages long.
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    with quiet_imports():
-        from apache_beam.options import pipeline_options
-
-    beam = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
-    for kind in pipeline_options.PipelineOptions.__subclasses__():
-        kind._add_argparse_args(beam)
+def _blamed(flag: str, look: Callable[[], T]) -> T:
+    """Returns what `look` finds; what is wrong with a path is said of the flag that named it."""
+    path = FLAGS[flag].value or "the built-in sample"
     try:
-        _, unknown = beam.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error} (a flag of Beam)") from None
-    if unknown:
-        flag = unknown[0].split("=")[0]
-        known = [*_parser()._option_string_actions, *beam._option_string_actions]
-        near = difflib.get_close_matches(flag, known, 1)
-        hint = f"Did you mean {near[0]}?" if near else "See --help."
-        raise UserError(f"unknown flag {flag!r}: neither this command nor Beam has it. {hint}")
-    options = pipeline_options.PipelineOptions(arguments)
-    workers = options.view_as(pipeline_options.WorkerOptions)
-    workers.default_sdk_harness_log_level = workers.default_sdk_harness_log_level or "ERROR"
-    return options
+        return look()
+    except UserError as error:
+        text = str(error).removeprefix(f"--{flag}={path}").lstrip(": ")
+        raise UserError(f"--{flag}={path}: {text}") from None
+    except OSError as error:
+        raise UserError(f"--{flag}={path}: {error.strerror or error}") from None
 
 
-def _intention(flags: argparse.Namespace) -> str:
+def _intention() -> str:
     lines = [
-        f"preprocess: {flags.input or 'the built-in sample'} -> {flags.output}",
-        f"  photos of {flags.image_height}x{flags.image_width} (height x width), {flags.resize},"
-        f" JPEG quality {flags.jpeg_quality}",
-        f"  {flags.validation_fraction:.0%} of train for validation, seed {flags.seed}",
+        f"preprocess: {FLAGS.input or 'the built-in sample'} -> {FLAGS.output}",
+        f"  photos of {FLAGS.image_height}x{FLAGS.image_width} (height x width), {FLAGS.resize},"
+        f" JPEG quality {FLAGS.jpeg_quality}",
+        f"  {FLAGS.validation_fraction:.0%} of train for validation, seed {FLAGS.seed}",
     ]
-    if flags.limit:
-        lines.append(f"  a dry run: the first {flags.limit:,} rows of each CSV")
+    if FLAGS.limit:
+        lines.append(
+            f"  a small data set, of the first {FLAGS.limit:,} rows of each CSV, will be written"
+        )
     return "\n".join(lines)
 
 
+def _beam_flag_names() -> Collection[str]:
+    with extra("preprocess"), quiet_imports():
+        from preprocess import runner
+    return runner.flag_names()
+
+
+def _draw_sample() -> str:
+    from preprocess import sample  # it needs a drawing library that nothing else here does
+
+    sample.draw(sample.DEFAULT_DIRECTORY)
+    return sample.DEFAULT_DIRECTORY
+
+
+def _absolute(path: str) -> str:
+    """Returns a path that means the same to workers, which may run elsewhere."""
+    return path.rstrip("/") if "://" in path else os.path.abspath(path)
+
+
+def _parameters() -> dict[str, Any]:
+    """Returns every flag that shapes the output."""
+    return {name: FLAGS[name].value for name in sorted(FLAGS) if name not in _NOT_IN_PARAMETERS}
+
+
+def _settings(
+    place: str, seen: "Survey", output: "publish.Output", fingerprint: str
+) -> "pipeline.Settings":
+    from preprocess import pipeline, shard
+    from tfrecords import image
+
+    csv_bytes = sum(csv.entry.size for csv in seen.csvs)
+    return pipeline.Settings(
+        shards=shard.Settings(
+            source=place,
+            follow_links=FLAGS.follow_links,
+            folder=output.incomplete,
+            image=image.ImageOptions(
+                FLAGS.image_height,
+                FLAGS.image_width,
+                FLAGS.resize,
+                FLAGS.jpeg_quality,
+                FLAGS.max_pixels,
+                FLAGS.keep_damaged,
+            ),
+            box_unit=FLAGS.box_unit or "pixel",
+            class_names=tuple(seen.class_names),
+            fingerprint=fingerprint,
+            run=output.run,
+        ),
+        labels=seen.labels,
+        num_buckets=pipeline.num_buckets(seen.num_files, csv_bytes),
+        seed=FLAGS.seed,
+        validation_fraction=FLAGS.validation_fraction,
+        num_shards={
+            name: FLAGS[f"{name}_shards"].value for name in ("train", "validation", "test")
+        },
+        shard_bytes=FLAGS.shard_mb * 1e6,
+        max_rejected=FLAGS.max_rejected,
+        first_class=FLAGS.first_class,
+        box_unit=FLAGS.box_unit,
+        limit=FLAGS.limit,
+    )
+
+
+def _require_usable(report: "Report", output: "publish.Output") -> Counter[str]:
+    """Writes the list of rejected rows; returns how many there are, by reason.
+
+    Raises:
+        UserError: the input contradicts itself, or more rows are rejected than allowed, or no
+            record is left.
+    """
+    from preprocess import pipeline, publish
+
+    counts = Counter(report.rejected)
+    counts.update(row["reason"] for row in report.totals.rejected)
+    rows = sum(report.rows.values())
+    refusal = pipeline.too_many_rejected(rows, counts.total(), FLAGS.max_rejected)
+    if report.refusal and report.refusal != refusal:
+        publish.forget(output)
+        raise UserError(report.refusal)
+    publish.write_rejected(output, report.totals.rejected)
+    if not refusal and not report.totals.num_examples:
+        refusal = f"no photo can be used: {counts.total():,} of {rows:,} rows are rejected"
+    if not refusal:
+        return counts
+    publish.forget(output)
+    found = [[row[name] for name in publish.REJECTED_FIELDS] for row in report.totals.rejected]
+    examples: dict[str, list[Any]] = {}
+    for example in sorted([*report.examples, *found]):
+        examples.setdefault(example[3], example)
+    shown = "".join(
+        f"\n  {file} row {row}, {photo}: {reason}: {detail}"
+        for file, row, photo, reason, detail in list(examples.values())[:_EXAMPLES]
+    )
+    raise UserError(
+        f"{refusal}: {_counted(counts)}. For example:{shown}\n"
+        f"All are in {output.rejected}. Mend them, or raise --max_rejected; what is done already"
+        " is kept."
+    )
+
+
+def _contents(
+    place: str,
+    parameters: dict[str, Any],
+    seen: "Survey",
+    report: "Report",
+    rejected: Counter[str],
+) -> "Manifest":
+    from preprocess import publish
+    from tfrecords import manifest
+
+    return manifest.Manifest(
+        name=os.path.basename(place).removesuffix(".zip") if FLAGS.input else "drawn",
+        sample=not FLAGS.input,
+        image=manifest.Image(
+            height=FLAGS.image_height,
+            width=FLAGS.image_width,
+            encoding="jpeg",
+            quality=FLAGS.jpeg_quality,
+            resize=FLAGS.resize,
+        ),
+        class_names=seen.class_names,
+        splits=report.totals.splits(len(seen.class_names)),
+        rejected=dict(rejected),
+        unannotated=report.unannotated,
+        box_stats=report.totals.box_stats(),
+        original_sizes=report.totals.original_sizes(),
+        parameters=parameters,
+        source_fingerprint=report.source_fingerprint,
+        libraries=publish.libraries(),
+    )
+
+
+def _print_summary(contents: "Manifest", report: "Report", output: str, seconds: float) -> None:
+    total = sum(part.num_examples for part in contents.splits.values())
+    for name, part in contents.splits.items():
+        size = sum(one.bytes for one in part.shards) / 1e6
+        print(
+            f"{name:>10}  {part.num_examples:>9,} photos in {len(part.shards):>4} shards,"
+            f" {size:>9,.1f} MB"
+        )
+    rejected = f": {_counted(contents.rejected)}" if contents.rejected else ""
+    rows = ", ".join(f"{file} {count:,}" for file, count in sorted(report.rows.items()))
+    print(
+        f"  rejected  {sum(contents.rejected.values()):>9,} of {sum(report.rows.values()):,} rows"
+        f" ({rows}){rejected}"
+    )
+    if report.unannotated:
+        some = ", ".join(report.unannotated_examples)
+        print(f"            {report.unannotated:>9,} photos that no row names: {some} …")
+    for photo, damage in sorted(report.totals.damaged.items())[:_EXAMPLES]:
+        print(f"  kept though damaged: {photo}: {damage}")
+    kept = f", {report.totals.kept} shards were whole already" if report.totals.kept else ""
+    print(f"{seconds:.1f} s, {total / seconds:,.0f} photos/s{kept}\nwritten: {output}")
+    if contents.rejected:
+        print(f"set aside: {output}/rejected.jsonl")
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items()))
+
+
 if __name__ == "__main__":
-    # Worker processes inherit these. No Keras here: its import takes half as long as TensorFlow's.
-    # Photos are the parallelism: an op on one photo needs no threads. No GPU: TensorFlow would
-    # take its memory at once.
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    run_command(main)
+    command.run(main)

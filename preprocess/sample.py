@@ -8,7 +8,6 @@ class whose name a folder cannot carry, the same file names in train and test, a
 photos, and one that only its EXIF tag turns upright.
 """
 
-import argparse
 import csv
 import functools
 import json
@@ -17,18 +16,26 @@ import multiprocessing
 import os
 import random
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
-from PIL import Image
+from absl import flags
 
-from preprocess.sample_scene import cast_shadow, landscape
-from preprocess.sample_vehicle import KINDS, Kind, paint, pose
-from tfrecords.errors import UserError, run_command
+from tfrecords import command
+from tfrecords.errors import UserError, extra
+
+with extra("preprocess"):
+    from PIL import Image
+
+    from preprocess.sample_scene import cast_shadow, landscape
+    from preprocess.sample_vehicle import KINDS, Kind, paint, pose
 
 DEFAULT_DIRECTORY = "data/sample"
 PHOTOS_PER_CLASS = {"train": 180, "test": 15}
+
+FLAGS = flags.FlagValues()
+command.DEFINE_path("output", DEFAULT_DIRECTORY, "folder to draw it into", flag_values=FLAGS)
 
 _VERSION = 3  # raise it whenever a change here changes a byte of the drawn data set
 _MARKER = "sample.json"
@@ -165,19 +172,17 @@ def _draw_photo(kind: Kind, rng: random.Random) -> tuple[Image.Image, tuple[int,
     return photo, (left, top, left + box_width, bottom)
 
 
-def main() -> None:
-    """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m preprocess.sample",
-        description="Draws the built-in sample data set.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--output", default=DEFAULT_DIRECTORY, help="folder (default %(default)s)")
-    directory = parser.parse_args().output
-    draw(directory)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Args:
+        argv: flags; those of the command line if absent.
+    """
+    command.parse(FLAGS, argv, usage=__doc__)
+    draw(FLAGS.output)
     photos = sum(PHOTOS_PER_CLASS.values()) * len(KINDS)
-    print(f"{photos} photos of {len(KINDS)} kinds of vehicles in {directory}")
+    print(f"{photos} photos of {len(KINDS)} kinds of vehicles in {FLAGS.output}")
 
 
 if __name__ == "__main__":
-    run_command(main)
+    command.run(main)

@@ -1,8 +1,10 @@
-"""One shard: from its plan, a list of rows, to its finished file.
+"""One shard: from its rows to its finished file.
 
-Photos are worked on in chunks by a few threads, one more than there are cores. A worker keeps its
-chunks in one queue that runs on from shard to shard, so no core waits while a shard ends; results
-are taken from it in order, so the bytes do not depend on threads.
+A shard that stands whole, with the fingerprint of its rows, the options and the libraries in its
+name, is kept as it is. Any other is written: its photos are worked on in chunks by a few threads,
+one more than there are cores. A worker keeps its chunks in one queue that runs on from shard to
+shard, so no core waits while a shard ends; results are taken from it in order, so the bytes do not
+depend on threads.
 """
 
 import contextlib
@@ -19,25 +21,31 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from preprocess import image, storage
-from tfrecords import example, pipelines
+from preprocess import storage
+from tfrecords import example, image
 
-PLAN = pa.schema(
+ROWS = pa.schema(
     [
-        ("file", pa.large_string()),  # CSV
+        ("file", pa.string()),  # the CSV
         ("row", pa.int64()),  # its line, from 1
-        ("path", pa.large_string()),  # where the source has the photo
-        ("size", pa.int64()),  # and the rest of its storage.Entry
+        ("relative", pa.string()),  # the photo's path: train|test/<class folder>/<file>
+        ("path", pa.string()),  # and where the source has it: `storage.FILES`
+        ("size", pa.int64()),
         ("offset", pa.int64()),
         ("stored", pa.int64()),
-        ("xmin", pa.float64()),  # box in pixels of the photo
+        ("stamp", pa.int64()),
+        ("xmin", pa.float64()),  # box in pixels or fractions of the photo
         ("ymin", pa.float64()),
         ("xmax", pa.float64()),
         ("ymax", pa.float64()),
         ("label", pa.int32()),  # class, from 1
+        ("split", pa.string()),
+        ("key", pa.uint64()),  # hash of the relative path
     ]
 )
+"""Rows that have found their photos."""
 
 CHUNK_PHOTOS = 32
 _CHUNK_BYTES = 16 << 20
@@ -48,22 +56,32 @@ BOX_MEASURES = ("center_x", "center_y", "width", "height", "area", "aspect")
 
 
 @dataclass(frozen=True)
-class Job:
+class Settings:
     """What a worker needs to know to make any shard.
 
     Attributes:
         source: path of the folder, zip or bucket.
-        data: folder of the finished shards.
-        work: folder with `plan/`, `done/`, `progress/` and `partial/`.
-        options: how photos are stored.
+        follow_links: whether links that lead out of a folder are followed.
+        folder: the incomplete folder, which all workers share.
+        image: how photos are stored.
+        box_unit: `pixel`, or `fraction` of the photo.
         class_names: label = index + 1.
+        fingerprint: of the options and libraries, hex.
+        run: names this run of the pipeline and its own files in the incomplete folder.
     """
 
     source: str
-    data: str
-    work: str
-    options: image.ImageOptions
+    follow_links: bool
+    folder: str
+    image: image.ImageOptions
+    box_unit: str
     class_names: tuple[str, ...]
+    fingerprint: str
+    run: str
+
+    def open_source(self) -> storage.Source:
+        """Opens the source, once in a process."""
+        return storage.opened(self.source, self.follow_links, self.run)
 
 
 @dataclass
@@ -72,24 +90,30 @@ class Result:
 
     Attributes:
         file, num_examples, bytes, sha256: as in the manifest.
+        stored_as: name of the finished file in the incomplete folder.
         class_counts: label to records.
         boxes: for each of `BOX_MEASURES`: sum, sum of squares, min and max, over fractions of the
             original photo; `aspect` is width / height in pixels of it.
         clipped: boxes that stood out of their photo a little.
+        damaged: relative paths of damaged photos that were kept, with what their decoder said.
         widths, heights: pixels of the original photos, to how many have them.
         rejected: rows set aside, with the keys of `rejected.jsonl`.
+        kept: whether it was whole already.
     """
 
     file: str
+    stored_as: str
     num_examples: int = 0
     bytes: int = 0
     sha256: str = ""
     class_counts: Counter[int] = field(default_factory=Counter)
     boxes: dict[str, list[float]] = field(default_factory=dict)
     clipped: int = 0
+    damaged: dict[str, str] = field(default_factory=dict)
     widths: Counter[int] = field(default_factory=Counter)
     heights: Counter[int] = field(default_factory=Counter)
     rejected: list[dict[str, Any]] = field(default_factory=list)
+    kept: bool = False
 
     def to_json(self) -> str:
         """Returns the text of the sidecar."""
@@ -105,39 +129,55 @@ class Result:
         return result
 
 
-class ShardFailed(Exception):  # noqa: N818 - its name stands in the message that users see
-    """A shard cannot be written or its photos cannot be read now; the message says why."""
+class WriteFailed(Exception):  # noqa: N818 - its name stands in what some runners hand over
+    """A file cannot be written or photos cannot be read now; the message says why."""
+
+
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Turns a failure of the machine into a `WriteFailed` that names what was being written."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise WriteFailed(f"{name}: {error.strerror or error}{where}") from error
 
 
 class ShardWriter:
     """Makes shards, one after the other, in one thread of a worker."""
 
-    def __init__(self, job: Job):
-        image.warm_up(job.options)
-        self._job = job
+    def __init__(self, settings: Settings):
+        self._settings = settings
         self._pool = _pool()
-        self._limit = 2 * _num_threads() + 1
+        self._limit = 2 * num_threads() + 1
         self._queue: deque[tuple[_OpenShard, Future[_Chunk] | None]] = deque()
 
-    def add(self, name: str) -> list[Result]:
+    def add(self, name: str, rows: pa.Table) -> list[Result]:
         """Queues a shard; returns when all its chunks have been taken up.
 
         Args:
-            name: of a plan in `work/plan`.
+            name: of the shard.
+            rows: of it (`ROWS`), in any order.
 
         Returns:
             The shards that were finished meanwhile.
 
         Raises:
-            ShardFailed: a shard cannot be written, or the source cannot be read.
+            WriteFailed: a shard cannot be written, or the source cannot be read.
         """
         finished: list[Result] = []
+        # The order of the hashes is as good as random, and the same whoever sorts.
+        rows = rows.sort_by([("key", "ascending"), ("path", "ascending")]).combine_chunks()
+        stored_as = f"{name}-{self._settings.fingerprint[:8]}{_fingerprint(rows)[:16]}"
         with self._failing(name):
-            plan = read_plan(f"{self._job.work}/plan/{name}")
-        shard = _OpenShard(self._job, name)
-        for rows in _chunks(plan):
+            whole = _whole(self._settings.folder, name, stored_as)
+        if whole:
+            return [whole]
+        shard = _OpenShard(self._settings, name, stored_as)
+        for chunk in _chunks(rows):
             self._shrink(self._limit - 1, finished)
-            self._queue.append((shard, self._pool.submit(_process, self._job, rows)))
+            future = self._pool.submit(_process, self._settings, chunk)
+            self._queue.append((shard, future))
         self._queue.append((shard, None))
         return finished
 
@@ -161,29 +201,30 @@ class ShardWriter:
     def _failing(self, name: str) -> Iterator[None]:
         """Drops the queue and its partial files when something fails; names the shard."""
         try:
-            yield
-        except BaseException as error:
+            with naming(name):
+                yield
+        except BaseException:
             for shard, future in self._queue:
                 if future:
                     future.cancel()
                 shard.abandon()
             self._queue.clear()
-            if not isinstance(error, OSError):
-                raise
-            where = f" ({error.filename})" if error.filename else ""
-            raise ShardFailed(f"{name}: {error.strerror or error}{where}") from error
+            raise
+
+
+def num_threads() -> int:
+    """One more than there are cores: one of them waits for the interpreter or the disk."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 1 + (cores or 1)
 
 
 class _Row(NamedTuple):
     file: str
     row: int
+    photo: str
     entry: storage.Entry
     box: tuple[float, float, float, float]
     label: int
-
-    @property
-    def photo(self) -> str:
-        return "/".join(self.entry.path.split("/")[-3:])
 
 
 class _Written(NamedTuple):
@@ -198,123 +239,148 @@ class _Chunk(NamedTuple):
     framed: bytes
     written: list[_Written]
     rejected: list[dict[str, Any]]
+    damaged: dict[str, str]
 
 
 class _OpenShard:
     """A shard that is being written, under a name of its own until it is whole."""
 
-    def __init__(self, job: Job, name: str):
+    def __init__(self, settings: Settings, name: str, stored_as: str):
         self.name = name
-        self.path = f"{job.work}/partial/{name}.{os.urandom(8).hex()}"
-        self._job = job
+        self._folder = settings.folder
+        self._path = f"{settings.folder}/partial/{name}.{os.urandom(8).hex()}"
         self._file: BinaryIO | None = None
         self._opened = contextlib.ExitStack()
         self._sha256 = hashlib.sha256()
-        self._result = Result(name)
+        self._result = Result(name, stored_as)
         self._written: list[_Written] = []
         self._reported = time.monotonic()
 
-    def write(self, chunk: "_Chunk") -> None:
+    def write(self, chunk: _Chunk) -> None:
         if self._file is None:
-            self._file = self._opened.enter_context(storage.create(self.path))
+            self._file = self._opened.enter_context(storage.create(self._path))
         self._file.write(chunk.framed)
         self._sha256.update(chunk.framed)
         self._result.bytes += len(chunk.framed)
         self._written += chunk.written
         self._result.rejected += chunk.rejected
+        self._result.damaged |= chunk.damaged
         self._report()
 
     def close(self) -> Result:
         if self._file is None:
-            self.write(_Chunk(b"", [], []))
+            self.write(_Chunk(b"", [], [], {}))
         self._opened.close()
         result = self._result
         result.num_examples = len(self._written)
         result.sha256 = self._sha256.hexdigest()
         _add_statistics(result, self._written)
         # The shard first: a sidecar without its shard would be a promise that nobody keeps.
-        storage.rename(self.path, f"{self._job.data}/{self.name}")
-        storage.write(f"{self._job.work}/done/{self.name}", result.to_json().encode())
+        whole = f"{self._folder}/whole/{result.stored_as}"
+        storage.rename(self._path, whole)
+        storage.write(f"{whole}.json", result.to_json().encode())
         return result
 
     def abandon(self) -> None:
-        for undo in (self._opened.close, lambda: storage.delete(self.path)):
+        for undo in (self._opened.close, lambda: storage.delete(self._path)):
             with contextlib.suppress(Exception):  # the first error is the one to report
                 undo()
 
     def _report(self) -> None:
         now = time.monotonic()
-        remote = storage.is_remote(self._job.work)
+        remote = storage.is_remote(self._folder)
         if now - self._reported > (_PROGRESS_SECONDS_REMOTE if remote else _PROGRESS_SECONDS):
             self._reported = now
             counts = [len(self._written), len(self._result.rejected)]
             storage.write(
-                f"{self._job.work}/progress/{self.name}", json.dumps(counts).encode(), sync=False
+                f"{self._folder}/progress/{self.name}", json.dumps(counts).encode(), sync=False
             )
 
 
-def write_plan(path: str, rows: pa.Table) -> None:
-    """Writes the rows of a shard (`PLAN`)."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, PLAN) as writer:
-        writer.write_table(rows.cast(PLAN))
-    storage.write(path, sink.getvalue().to_pybytes(), sync=False)
+def _whole(folder: str, name: str, stored_as: str) -> Result | None:
+    """Returns what is known of a shard that stands there as its sidecar says, to the byte."""
+    try:
+        text = storage.read(f"{folder}/whole/{stored_as}.json").decode()
+        result = Result.from_json(text)
+    except (OSError, ValueError, TypeError):
+        return None
+    # Publishing that was stopped halfway has moved some shards already.
+    for path in (f"{folder}/whole/{stored_as}", f"{published(folder)}/{name}"):
+        with contextlib.suppress(OSError), storage.open_read(path) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == result.sha256:  # type: ignore[arg-type]
+                result.kept = True
+                return result
+    return None
 
 
-def read_plan(path: str) -> pa.Table:
-    """Reads the rows of a shard (`PLAN`)."""
-    with pa.ipc.open_file(pa.py_buffer(storage.read(path))) as reader:
-        return reader.read_all()
+def published(folder: str) -> str:
+    """Returns where the files of an incomplete folder are put together for publication.
+
+    Locally a folder beside them, which one rename publishes. A bucket has no such rename: there it
+    is the output itself, which counts only from its manifest on.
+    """
+    return folder.removesuffix(".incomplete") if storage.is_remote(folder) else f"{folder}/data"
 
 
-def _chunks(plan: pa.Table) -> Iterator[list[_Row]]:
-    """Cuts a plan into chunks of so many photos, and so many bytes of them."""
+def _fingerprint(rows: pa.Table) -> str:
+    """Hashes every value of every column; strings with their lengths."""
+    digest = hashlib.sha256()
+    for name in ROWS.names:
+        column = rows[name].combine_chunks()
+        if pa.types.is_string(column.type):
+            digest.update(pc.binary_length(column).to_numpy().tobytes())
+            digest.update("".join(column.to_pylist()).encode())
+        else:
+            digest.update(column.to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _chunks(rows: pa.Table) -> Iterator[list[_Row]]:
+    """Cuts rows into chunks of so many photos, and so many bytes of them."""
     chunk: list[_Row] = []
     size = 0
-    for batch in plan.to_batches(max_chunksize=1024):
-        for file, row, path, length, offset, stored, *box, label in zip(
+    for batch in rows.select(ROWS.names[:13]).to_batches(max_chunksize=1024):
+        for file, row, photo, path, length, offset, stored, _, *box, label in zip(
             *(column.to_pylist() for column in batch.columns), strict=True
         ):
             if chunk and (len(chunk) == CHUNK_PHOTOS or size + length > _CHUNK_BYTES):
                 yield chunk
                 chunk, size = [], 0
             entry = storage.Entry(path, length, offset, stored)
-            chunk.append(_Row(file, row, entry, tuple(box), label))
+            chunk.append(_Row(file, row, photo, entry, tuple(box), label))
             size += length
     if chunk:
         yield chunk
 
 
-def _process(job: Job, rows: list[_Row]) -> _Chunk:
+def _process(settings: Settings, rows: list[_Row]) -> _Chunk:
     """Reads, prepares and frames the photos of a chunk."""
-    source = storage.opened(job.source)
-    photos = [_read(source, row.entry) for row in rows]
-    prepared = iter(
-        image.prepare([photo for photo in photos if isinstance(photo, bytes)], job.options)
-    )
-    framed, written, rejected = [], [], []
-    for row, photo in zip(rows, photos, strict=True):
+    source = settings.open_source()
+    framed: list[bytes] = []
+    written: list[_Written] = []
+    rejected: list[dict[str, Any]] = []
+    damaged: dict[str, str] = {}
+    for row in rows:
         try:
-            if isinstance(photo, image.Rejected):
-                raise photo
-            result = next(prepared)
-            if isinstance(result, image.Rejected):
-                raise result
-            record, facts = _record(job, row, photo, result)
+            data = _read(source, row.entry)
+            photo = image.prepare(data, settings.image)
+            record, facts = _record(settings, row, data, photo)
         except image.Rejected as why:
             rejected.append(
                 {"file": row.file, "row": row.row, "photo": row.photo,
                  "reason": why.reason, "detail": why.detail}
             )  # fmt: skip
             continue
+        if photo.damage:
+            damaged[row.photo] = photo.damage
         framed.append(example.frame(example.encode(record)))
         written.append(facts)
-    return _Chunk(b"".join(framed), written, rejected)
+    return _Chunk(b"".join(framed), written, rejected, damaged)
 
 
-def _read(source: storage.Source, entry: storage.Entry) -> bytes | image.Rejected:
+def _read(source: storage.Source, entry: storage.Entry) -> bytes:
     if entry.size > storage.MAX_PHOTO_BYTES:
-        return image.Rejected(
+        raise image.Rejected(
             "too_large",
             f"a file of {entry.size} bytes; photos of up to {storage.MAX_PHOTO_BYTES} are read",
         )
@@ -323,26 +389,30 @@ def _read(source: storage.Source, entry: storage.Entry) -> bytes | image.Rejecte
     # These say something about the photo. Other errors (a network that fails, a disk that
     # breaks) say something about the machine, and must not cost rows.
     except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        return image.Rejected("unreadable", str(error))
+        raise image.Rejected("unreadable", str(error)) from None
 
 
 def _record(
-    job: Job, row: _Row, data: bytes, photo: image.Photo
+    settings: Settings, row: _Row, data: bytes, photo: image.Photo
 ) -> tuple[example.Record, _Written]:
-    box, clipped = image.normalise_box(row.box, photo.original_height, photo.original_width)
+    height, width = photo.original_height, photo.original_width
+    box = row.box
+    if settings.box_unit == "fraction":
+        box = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+    fractions, clipped = image.normalize_box(box, height, width)
     record = example.Record(
         encoded=photo.encoded,
-        height=job.options.height,
-        width=job.options.width,
-        original_height=photo.original_height,
-        original_width=photo.original_width,
+        height=settings.image.height,
+        width=settings.image.width,
+        original_height=height,
+        original_width=width,
         filename=row.photo,
         sha256=hashlib.sha256(data).hexdigest(),
-        bbox=image.place_box(box, photo, job.options),
+        bbox=image.place_box(fractions, photo.content, settings.image),
         label=row.label,
-        text=job.class_names[row.label - 1],
+        text=settings.class_names[row.label - 1],
     )
-    return record, _Written(row.label, box, photo.original_height, photo.original_width, clipped)
+    return record, _Written(row.label, fractions, height, width, clipped)
 
 
 def _add_statistics(result: Result, written: list[_Written]) -> None:
@@ -364,12 +434,7 @@ def _measures(one: _Written) -> tuple[float, ...]:
     return (xmin + xmax) / 2, (ymin + ymax) / 2, width, height, width * height, aspect
 
 
-def _num_threads() -> int:
-    """One more than there are cores: one of them waits for the interpreter or the disk."""
-    return 1 + pipelines.CORES
-
-
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
     """One pool for all writers of a process."""
-    return ThreadPoolExecutor(_num_threads(), thread_name_prefix="photos")
+    return ThreadPoolExecutor(num_threads(), thread_name_prefix="photos")

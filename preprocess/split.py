@@ -2,70 +2,102 @@
 
 import hashlib
 import math
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-_CHUNK = 1 << 16
 _MIN_PER_SHARD = 256  # photos; below that, more shards cost more than more workers give
 _USEFUL_SHARDS = 16  # enough for the workers of one machine and for a reader's parallel reads
 
 
-def hashes(paths: pa.LargeStringArray, seed: int) -> np.ndarray:
+class Draw(NamedTuple):
+    """What an exact split needs to know of one class.
+
+    Attributes:
+        train, validation, test: photos of each split.
+        last: the largest hash of the class that is validation; of no meaning without any.
+    """
+
+    train: int
+    validation: int
+    test: int
+    last: int
+
+
+def hashes(paths: pa.ChunkedArray | pa.Array, seed: int) -> np.ndarray:
     """Hashes relative paths: BLAKE2b with 8 bytes, keyed by the seed in decimal.
 
     Args:
-        paths: large_string [n].
+        paths: string [n].
         seed: any integer.
 
     Returns:
         uint64 [n].
     """
     key = str(seed).encode()
-    parts = []
-    for start in range(0, len(paths), _CHUNK):
-        digests = b"".join(
-            hashlib.blake2b(path.encode(), digest_size=8, key=key).digest()
-            for path in paths.slice(start, _CHUNK).to_pylist()
-        )
-        parts.append(np.frombuffer(digests, ">u8").astype(np.uint64))
-    return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+    digests = b"".join(
+        hashlib.blake2b(path.encode(), digest_size=8, key=key).digest()
+        for path in paths.to_pylist()
+    )
+    return np.frombuffer(digests, ">u8").astype(np.uint64)
 
 
-def is_validation(labels: np.ndarray, keys: np.ndarray, fraction: float) -> np.ndarray:
-    """Draws the validation split, the same fraction of every class.
+def draw(train: Iterable[bytes], test: int, fraction: float) -> Draw:
+    """Draws the validation photos of one class.
+
+    Args:
+        train: hashes of the class's train photos, in pieces: native uint64 as bytes.
+        test: number of its test photos.
+        fraction: in [0, 1); of the n train photos, fraction * n rounded are validation, those with
+            the smallest hashes.
+    """
+    keys = np.sort(np.frombuffer(b"".join(train), np.uint64))
+    taken = math.floor(len(keys) * fraction + 0.5)
+    return Draw(len(keys) - taken, taken, test, int(keys[taken - 1]) if taken else 0)
+
+
+def is_validation(labels: np.ndarray, keys: np.ndarray, draws: dict[int, Draw]) -> np.ndarray:
+    """Tells which train photos are validation.
 
     Args:
         labels: int [n], the class of each photo.
         keys: uint64 [n], from `hashes`.
-        fraction: in [0, 1); of the n photos of a class, fraction * n rounded are taken, those
-            with the smallest keys.
+        draws: by class.
 
     Returns:
         bool [n].
     """
-    order = np.lexsort((keys, labels))
-    _, starts, inverse, counts = np.unique(
-        labels[order], return_index=True, return_inverse=True, return_counts=True
-    )
-    rank = np.arange(len(labels)) - starts[inverse]
-    taken = np.floor(counts * fraction + 0.5).astype(np.int64)
-    result = np.empty(len(labels), bool)
-    result[order] = rank < taken[inverse]
-    return result
+    limits = np.zeros(1 + max(draws, default=0), np.uint64)
+    any_taken = np.zeros(len(limits), bool)
+    for label, one in draws.items():
+        limits[label], any_taken[label] = one.last, one.validation > 0
+    return any_taken[labels] & (keys <= limits[labels])
 
 
-def cut(keys: np.ndarray, num_shards: int) -> list[np.ndarray]:
-    """Cuts a split into shards of nearly equal size, in the order of the keys.
+def shard_numbers(keys: np.ndarray, num_shards: int) -> np.ndarray:
+    """Assigns photos to shards, by the low half of their hashes: the high half drew the split.
 
     Args:
         keys: uint64 [n], from `hashes`.
-        num_shards: at least 1.
+        num_shards: of the split.
 
     Returns:
-        For each shard the positions of its photos, in the order in which they are stored.
+        int64 [n], each in [0, num_shards).
     """
-    return np.array_split(np.argsort(keys, kind="stable"), num_shards)
+    low = keys & np.uint64(0xFFFFFFFF)
+    return (low * np.uint64(num_shards) >> np.uint64(32)).astype(np.int64)
+
+
+def shard_name(split: str, number: int, num_shards: int) -> str:
+    """Returns the file name of a shard."""
+    return f"{split}-{number:05d}-of-{num_shards:05d}.tfrecord"
+
+
+def split_of(shard_name: str) -> str:
+    """Returns the split of a shard, from its name."""
+    return shard_name.split("-", 1)[0]
 
 
 def num_shards(num_photos: int, photo_bytes: float, shard_bytes: float) -> int:

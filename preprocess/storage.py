@@ -1,7 +1,7 @@
 """Where bytes live: folders, zips and bucket paths, behind one small interface each way.
 
-Reading: `open_source(path)` gives a `Source`, which lists its files and reads one of them. Workers
-read photos by the `Entry` that the driver's listing gave them and never list anything themselves.
+Reading: `open_source(path)` gives a `Source`, which lists its files as tables and reads one of
+them. Whoever reads a photo does so by its `Entry`, which one listing gave, and lists nothing.
 
 Writing: functions over paths. Local paths are written with care for power cuts, anything with
 `scheme://` goes through Beam's file systems, where a file appears when it is closed and a rename
@@ -9,7 +9,10 @@ may be a copy.
 """
 
 import contextlib
+import errno
 import functools
+import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -19,13 +22,11 @@ import threading
 import uuid
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tfrecords.errors import UserError
 
@@ -34,19 +35,40 @@ MAX_PHOTO_BYTES = 128 << 20  # a file larger than this is no photo; it is refuse
 # Left behind by file managers and version control: never part of a data set.
 _JUNK = re.compile(r"(^|/)(\.[^/]*|__MACOSX|Thumbs\.db|desktop\.ini)(/|$)")
 
+# A hidden folder where class folders are: it may be a class, and must not vanish in silence.
+_HIDDEN_CLASS = re.compile(r"^(?!(.*/)?__MACOSX/).*?(^|/)(train|test)/\.[^/]+/")
+_HIDDEN = "hidden: its name begins with a dot. Rename it if it belongs to the data set"
+
 # Whether a zip member's name needs a closer look: most do not, and there may be millions.
 _UNUSUAL = re.compile(r"^/|^[A-Za-z]:|/$|(^|/)[._Td]|\\|[^\x20-\x7e]")
 
+# What Beam's file systems import when they are first used, and the extra that brings it.
+_EXTRAS = {
+    "gs": ("google.cloud.storage", "gcp"),
+    "s3": ("boto3", "aws"),
+    "azfs": ("azure.storage.blob", "azure"),
+    "hdfs": ("hdfs", "hadoop"),
+}
+
+_File = tuple[str, int, int, int, int, str]  # a row of `FILES`
+
+FILES = pa.schema(
+    [
+        ("path", pa.string()),  # relative to the source, with `/`
+        ("size", pa.int64()),  # in bytes, as it will be read
+        ("offset", pa.int64()),  # where it begins: of its header in a zip, else 0
+        ("stored", pa.int64()),  # bytes that it takes up: fewer than `size` where a zip packs it
+        ("stamp", pa.int64()),  # changes when the file's bytes change: modification time or CRC
+        ("problem", pa.string()),  # why it must not be read; mostly empty
+    ]
+)
+"""What a source says of its files."""
+
+TABLE_ROWS = 1 << 16  # rows of the largest table that moves through the pipeline
+
 
 class Entry(NamedTuple):
-    """One file of a source.
-
-    Attributes:
-        path: relative to the source, with `/`.
-        size: in bytes, as it will be read.
-        offset: where it begins; of its header in a zip, else 0.
-        stored: bytes that it takes up; fewer than `size` when a zip compresses it.
-    """
+    """One file of a source; the fields are those of `FILES`."""
 
     path: str
     size: int
@@ -54,45 +76,15 @@ class Entry(NamedTuple):
     stored: int
 
 
-@dataclass(frozen=True)
-class Listing:
-    """Every file of a source, by column and sorted by path.
-
-    Attributes:
-        path: large_string [n].
-        size, offset, stored: int64 [n], as in `Entry`.
-        stamp: int64 [n]; changes when the file's bytes change (modification time, CRC).
-        refused: position to the reason, for files that must not be read (links that lead out,
-            zip members with paths that do).
-        notes: sentences about what was left out, for the log.
-    """
-
-    path: pa.LargeStringArray
-    size: np.ndarray
-    offset: np.ndarray
-    stored: np.ndarray
-    stamp: np.ndarray
-    refused: dict[int, str]
-    notes: list[str]
-
-    def __len__(self) -> int:
-        return len(self.path)
-
-    def entry(self, position: int) -> Entry:
-        """Returns the file at a position."""
-        return Entry(
-            self.path[position].as_py(),
-            int(self.size[position]),
-            int(self.offset[position]),
-            int(self.stored[position]),
-        )
-
-
 class Source(Protocol):
     """A place that holds a data set."""
 
-    def listing(self) -> Listing:
-        """Lists every file."""
+    def scan(self) -> Iterator[pa.Table]:
+        """Lists every file, in tables (`FILES`) of at most `TABLE_ROWS` rows, in any order.
+
+        Raises:
+            UserError: the source cannot be listed.
+        """
 
     def read(self, entry: Entry) -> bytes:
         """Reads one file; safe from several threads.
@@ -103,14 +95,18 @@ class Source(Protocol):
         """
 
 
-@functools.cache
-def opened(path: str) -> "Source":
-    """Opens a source once in a process; for workers."""
-    return open_source(path)
+@functools.lru_cache(maxsize=2)
+def opened(path: str, follow_links: bool, run: str) -> "Source":
+    """Opens a source once for each run of the pipeline in a process; for workers."""
+    return open_source(path, follow_links)
 
 
-def open_source(path: str) -> Source:
+def open_source(path: str, follow_links: bool = False) -> Source:
     """Opens a folder, a zip, or either behind `scheme://`.
+
+    Args:
+        path: of the source.
+        follow_links: also where they lead out of a folder.
 
     Raises:
         UserError: there is nothing there, or it is neither.
@@ -119,65 +115,67 @@ def open_source(path: str) -> Source:
         require_file_system(path)
         return Zip(path) if path.lower().endswith(".zip") else Bucket(path)
     if os.path.isdir(path):
-        return Folder(path)
+        return Folder(path, follow_links)
     if not os.path.exists(path):
         raise UserError(
             f"--input={path} does not exist. Name a folder or a zip of a class-folder data set."
         )
     if not zipfile.is_zipfile(path):
-        raise UserError(
-            f"--input={path} is neither a folder nor a whole zip file. If it is a download, it"
-            " may be cut off: load it again."
+        packed = re.search(r"(?i)\.(tgz|tar(\.\w+)?|7z|rar|gz|bz2|xz)$", path)
+        advice = (
+            "Unpack it and name the folder, or pack it as a zip."
+            if packed
+            else "If it is a download, it may be cut off: load it again."
         )
+        raise UserError(f"--input={path} is neither a folder nor a whole zip file. {advice}")
     return Zip(path)
 
 
 class Folder:
     """A local folder."""
 
-    def __init__(self, root: str):
+    def __init__(self, root: str, follow_links: bool = False):
         self._root = os.path.realpath(root)
+        self._follow_links = follow_links
 
-    def listing(self) -> Listing:
-        """Walks the folder; links are followed inside it and refused where they lead out.
+    def scan(self) -> Iterator[pa.Table]:
+        """Walks the folder, the top first; links are refused where they lead out of it.
 
         A folder is listed once: under its own name, or the first of the links to it.
         """
-        rows: list[tuple[str, int, int, int, int]] = []
-        refused: dict[str, str] = {}
-        notes: list[str] = []
-        top = self._root
-        pending, seen = [("", top)], set()
+        return _tables(self._walk())
+
+    def _walk(self) -> Iterator[_File]:
+        pending, seen = deque([("", self._root)]), set()
         links: list[tuple[str, str]] = []
         while pending or links:
             links.sort(reverse=True)
-            folder, place = pending.pop() if pending else links.pop()
+            folder, place = pending.popleft() if pending else links.pop()
             if place in seen:
                 continue
             seen.add(place)
             for entry in _scan(os.path.join(self._root, folder)):
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if _JUNK.search(path):
-                    continue
                 if not _is_text(path):
-                    notes.append(f"refused: the name of {path!a} is not UTF-8")
+                    yield path.encode(errors="backslashreplace").decode(), 0, 0, 0, 0, "not UTF-8"
                     continue
-                why = ""
-                target = f"{place}/{entry.name}"
+                if _JUNK.search(path):
+                    if entry.is_dir() and _HIDDEN_CLASS.search(path + "/"):
+                        yield path, 0, 0, 0, 0, _HIDDEN
+                    continue
+                problem, target = "", f"{place}/{entry.name}"
                 if entry.is_symlink():
                     target = os.path.realpath(entry.path)
-                    if not f"{target}{os.sep}".startswith(top + os.sep):
-                        why = f"a symbolic link that leads out of the data set, to {target}"
-                        notes.append(f"refused: {path} is {why}")
-                if entry.is_dir():
-                    if not why:
-                        (links if entry.is_symlink() else pending).append((path, target))
-                elif entry.is_file() or why:
-                    info = entry.stat(follow_symlinks=not why)
-                    rows.append((path, info.st_size, 0, info.st_size, info.st_mtime_ns))
-                    if why:
-                        refused[path] = why
-        return _listing(rows, refused, notes)
+                    inside = f"{target}{os.sep}".startswith(self._root + os.sep)
+                    if not (inside or self._follow_links):
+                        problem = f"a symbolic link that leads out of the data set, to {target}"
+                if problem:
+                    yield path, 0, 0, 0, 0, problem
+                elif entry.is_dir():
+                    (links if entry.is_symlink() else pending).append((path, target))
+                elif entry.is_file():
+                    info = entry.stat()
+                    yield path, info.st_size, 0, info.st_size, info.st_mtime_ns, ""
 
     def read(self, entry: Entry) -> bytes:
         """Reads a whole file."""
@@ -196,31 +194,30 @@ class Zip:
         self._read_at = _ranges(path)
         self._path = path
 
-    def listing(self) -> Listing:
+    def scan(self) -> Iterator[pa.Table]:
         """Lists the members; those whose paths lead out of the zip are refused."""
+        return _tables(self._members())
+
+    def _members(self) -> Iterator[_File]:
         try:
             with open_read(self._path) as file, zipfile.ZipFile(file) as archive:
                 members = {info.filename: info for info in archive.infolist()}
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise UserError(f"{self._path} is not a whole zip file: {error}.") from None
-        rows = []
-        refused: dict[str, str] = {}
-        notes: list[str] = []
         for path, info in members.items():
-            why = ""
+            problem = ""
             if _UNUSUAL.search(path):
                 path = _member_path(info)
-                why = _why_unsafe(path)
-                if path.endswith("/") or (not why and _JUNK.search(path)):
+                problem = _why_unsafe(path)
+                if path.endswith("/"):
                     continue
+                if not problem and _JUNK.search(path):
+                    if not _HIDDEN_CLASS.search(path):
+                        continue
+                    problem = _HIDDEN
             if stat.S_ISLNK(info.external_attr >> 16):
-                why = "a symbolic link"
-            if why:
-                refused[path] = why
-                notes.append(f"refused: the zip member {path!a} is {why}")
-            row = (path, info.file_size, info.header_offset, info.compress_size, info.CRC)
-            rows.append(row)
-        return _listing(rows, refused, notes)
+                problem = "a symbolic link"
+            yield path, info.file_size, info.header_offset, info.compress_size, info.CRC, problem
 
     def read(self, entry: Entry) -> bytes:
         """Reads and inflates one member, never more than its declared size."""
@@ -259,21 +256,27 @@ class Bucket:
     def __init__(self, root: str):
         self._root = root.rstrip("/")
 
-    def listing(self) -> Listing:
+    def scan(self) -> Iterator[pa.Table]:
         """Lists every object under the path."""
-        rows = []
+        return _tables(self._objects())
+
+    def _objects(self) -> Iterator[_File]:
+        number = 0
         for info in _match(self._root + "/**"):
             path = info.path[len(self._root) + 1 :]
-            if not path or path.endswith("/") or _JUNK.search(path):
+            if not path or path.endswith("/"):
+                continue
+            problem = _HIDDEN if _HIDDEN_CLASS.search(path) else ""
+            if _JUNK.search(path) and not problem:
                 continue
             size, stamp = info.size_in_bytes, int((info.last_updated_in_seconds or 0) * 1000)
-            rows.append((path, size, 0, size, stamp))
-        if not rows:
+            yield path, size, 0, size, stamp, problem
+            number += 1
+        if not number:
             raise UserError(
                 f"--input={self._root}: nothing is there, or it may not be listed."
                 " Check the path and your credentials."
             )
-        return _listing(rows, {}, [])
 
     def read(self, entry: Entry) -> bytes:
         """Reads a whole object."""
@@ -292,11 +295,25 @@ def require_file_system(path: str) -> None:
     Raises:
         UserError: there is none, and what to install.
     """
+    scheme = path.split("://")[0]
+    package, extra = _EXTRAS.get(scheme, ("", ""))
+    if package and not _is_installed(package):
+        raise UserError(
+            f"{scheme}:// needs {package}, which is not installed:"
+            f" pip install 'apache-beam[{extra}]'"
+        )
     beam, _ = _file_systems()
     try:
         beam.get_filesystem(path)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def open_read(path: str) -> BinaryIO:
@@ -326,9 +343,14 @@ def create(path: str, *, sync: bool = True) -> Iterator[BinaryIO]:
 def write(path: str, data: bytes, *, sync: bool = True) -> None:
     """Writes a file that is either whole or not there."""
     partial = f"{path}.{uuid.uuid4().hex}.partial"
-    with create(partial, sync=sync) as file:
-        file.write(data)
-    rename(partial, path)
+    try:
+        with create(partial, sync=sync) as file:
+            file.write(data)
+        rename(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):  # the first error is the one to report
+            delete(partial)
+        raise
 
 
 def read(path: str) -> bytes:
@@ -410,19 +432,13 @@ def _is_text(path: str) -> bool:
     return True
 
 
-def _listing(
-    rows: list[tuple[str, int, int, int, int]], refused: dict[str, str], notes: list[str]
-) -> Listing:
-    path = pa.array([row[0] for row in rows], pa.large_string())
-    numbers = np.array([row[1:] for row in rows], np.int64).reshape(len(rows), 4)
-    rows.clear()
-    order = pc.sort_indices(path)
-    numbers = numbers[order.to_numpy()]
-    path = path.take(order)
-    positions = pc.index_in(pa.array(list(refused), pa.large_string()), value_set=path)
-    size, offset, stored, stamp = (np.ascontiguousarray(column) for column in numbers.T)
-    refused_at = dict(zip(positions.to_pylist(), refused.values(), strict=True))
-    return Listing(path, size, offset, stored, stamp, refused_at, sorted(notes))
+def _tables(files: Iterator[_File]) -> Iterator[pa.Table]:
+    while some := list(itertools.islice(files, TABLE_ROWS)):
+        columns = [
+            pa.array(column, field.type)
+            for column, field in zip(zip(*some, strict=True), FILES, strict=True)
+        ]
+        yield pa.Table.from_arrays(columns, schema=FILES)
 
 
 def _member_path(info: zipfile.ZipInfo) -> str:
@@ -454,8 +470,8 @@ def _inflate(data: bytes, size: int) -> bytes:
 def _ranges(path: str) -> Any:
     """Returns a function (offset, length) -> bytes over a file, safe from several threads."""
     if not is_remote(path):
-        descriptor = os.open(path, os.O_RDONLY)
-        return lambda offset, length: os.pread(descriptor, length, offset)
+        file = open(path, "rb", buffering=0)  # noqa: SIM115 - as long as the function lives
+        return lambda offset, length: os.pread(file.fileno(), length, offset)
     handles = threading.local()
 
     def read_at(offset: int, length: int) -> bytes:
@@ -492,4 +508,4 @@ def _as_os_error(path: str) -> Iterator[None]:
         details = error.exception_details or {}
         cause = next((value for value in details.values() if value), error)
         kind = FileNotFoundError if isinstance(cause, FileNotFoundError) else OSError
-        raise kind(f"{path}: {cause}") from error
+        raise kind(errno.EIO, str(cause), path) from error

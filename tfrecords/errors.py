@@ -1,7 +1,15 @@
 """How every command of carbox speaks to its user when something is wrong."""
 
+import contextlib
+import io
+import os
+import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+_OURS = ("benchmarks", "preprocess", "tfrecords", "trainer")
+_SIGPIPE_EXIT = 141  # 128 + SIGPIPE, as shells report a program that wrote to a closed pipe
 
 
 class UserError(Exception):
@@ -10,17 +18,98 @@ class UserError(Exception):
     The message says what is wrong, where (file, row, value), and what to do about it.
     """
 
+    exit_code = 1
 
-def run_command(main: Callable[[], None]) -> None:
+
+class FlagError(UserError):
+    """A flag or an argument that the command does not take."""
+
+    exit_code = 2
+
+
+def run_command(main: Callable[[], object]) -> None:
     """Runs a command's main function and exits with its status.
 
-    Exit codes: 0 done, 1 a `UserError` (its message on stderr, no traceback), 130 interrupted.
-    argparse exits with 2 for a wrong flag. Everything else is a defect and keeps its traceback.
+    Exit codes: 0 done, 1 a `UserError` (its message on stderr, no traceback), 2 a wrong flag, 130
+    interrupted, 141 when whoever read the output has gone (`| head`). Everything else is a defect
+    and keeps its traceback.
     """
     try:
         main()
+        sys.stdout.flush()  # a closed pipe shows here, not when the interpreter shuts down
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise  # another pipe
+        sys.exit(_SIGPIPE_EXIT)
+    finally:
+        if _output_is_closed():
+            _discard_output()
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Turns a missing package into a message that names the extra which brings it.
+
+        with extra("train"):
+            import tensorflow as tf
+
+    It works at the top of a module too, where nothing is there yet to catch the error.
+
+    Args:
+        name: of the extra: `preprocess`, `train`.
+
+    Raises:
+        UserError: an import in the block needs a package that is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = error.name or ""
+        # A name with a dot is a part missing from a package that is there: a defect.
+        if not package or "." in package or package in (*_OURS, *sys.stdlib_module_names):
+            raise
+        sys.excepthook = _without_traceback(sys.excepthook)
+        raise UserError(
+            f"this command needs {package}, which is not installed: pip install 'carbox[{name}]'"
+        ) from None
+
+
+_Hook = Callable[[type[BaseException], BaseException, TracebackType | None], object]
+
+
+def _without_traceback(hook: _Hook) -> _Hook:
+    """Returns a hook that prints a `UserError` as `run_command` does and leaves the rest to `hook`.
+
+    Python calls it for what nobody catches, and exits with 1.
+    """
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            hook(kind, error, trace)
+
+    return show
+
+
+def _output_is_closed() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)  # an error is reported whatever is asked for
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (AttributeError, ValueError, io.UnsupportedOperation):
+        return False  # no pipe: captured by a test, closed, or replaced
+
+
+def _discard_output() -> None:
+    """Lets the interpreter flush at its end without a complaint."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, sys.stdout.fileno())
+    os.close(nothing)

@@ -1,16 +1,19 @@
-"""One record: its fields, how it is encoded, framed and parsed.
+"""One record: its fields, how it is encoded, framed, decoded and parsed.
 
 The field names are those of the TensorFlow Object Detection API, so other tools read the shards.
-This is the only place that knows them.
+This is the only place that knows them. Nothing here but `parse` needs TensorFlow.
 """
 
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import google_crc32c
-import tensorflow as tf
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 @dataclass(frozen=True)
@@ -40,53 +43,81 @@ class Record:
     text: str
 
 
-_FEATURES = {
-    "image/encoded": tf.io.FixedLenFeature([], tf.string),
-    "image/format": tf.io.FixedLenFeature([], tf.string),
-    "image/height": tf.io.FixedLenFeature([], tf.int64),
-    "image/width": tf.io.FixedLenFeature([], tf.int64),
-    "image/original_height": tf.io.FixedLenFeature([], tf.int64),
-    "image/original_width": tf.io.FixedLenFeature([], tf.int64),
-    "image/filename": tf.io.FixedLenFeature([], tf.string),
-    "image/source_id": tf.io.FixedLenFeature([], tf.string),
-    "image/key/sha256": tf.io.FixedLenFeature([], tf.string),
-    "image/object/bbox/xmin": tf.io.FixedLenFeature([1], tf.float32),
-    "image/object/bbox/ymin": tf.io.FixedLenFeature([1], tf.float32),
-    "image/object/bbox/xmax": tf.io.FixedLenFeature([1], tf.float32),
-    "image/object/bbox/ymax": tf.io.FixedLenFeature([1], tf.float32),
-    "image/object/class/label": tf.io.FixedLenFeature([1], tf.int64),
-    "image/object/class/text": tf.io.FixedLenFeature([1], tf.string),
+# Each field holds one value of this kind.
+_FIELDS = {
+    "image/encoded": "bytes_list",
+    "image/format": "bytes_list",
+    "image/height": "int64_list",
+    "image/width": "int64_list",
+    "image/original_height": "int64_list",
+    "image/original_width": "int64_list",
+    "image/filename": "bytes_list",
+    "image/source_id": "bytes_list",
+    "image/key/sha256": "bytes_list",
+    "image/object/bbox/xmin": "float_list",
+    "image/object/bbox/ymin": "float_list",
+    "image/object/bbox/xmax": "float_list",
+    "image/object/bbox/ymax": "float_list",
+    "image/object/class/label": "int64_list",
+    "image/object/class/text": "bytes_list",
 }
 
 
 def encode(record: Record) -> bytes:
     """Returns the record as a serialized `tf.train.Example`; equal records give equal bytes."""
-    example = tf.train.Example()
+    example = _Example()
     feature = example.features.feature
-
-    def set_bytes(key: str, value: bytes) -> None:
-        feature[key].bytes_list.value.append(value)
-
-    def set_int(key: str, value: int) -> None:
-        feature[key].int64_list.value.append(value)
-
-    set_bytes("image/encoded", record.encoded)
-    set_bytes("image/format", b"jpeg")
-    set_int("image/height", record.height)
-    set_int("image/width", record.width)
-    set_int("image/original_height", record.original_height)
-    set_int("image/original_width", record.original_width)
-    set_bytes("image/filename", record.filename.encode())
-    set_bytes("image/source_id", record.filename.encode())
-    set_bytes("image/key/sha256", record.sha256.encode())
-    for name, value in zip(("xmin", "ymin", "xmax", "ymax"), record.bbox, strict=True):
-        feature[f"image/object/bbox/{name}"].float_list.value.append(value)
-    set_int("image/object/class/label", record.label)
-    set_bytes("image/object/class/text", record.text.encode())
+    filename = record.filename.encode()
+    xmin, ymin, xmax, ymax = record.bbox
+    feature["image/encoded"].bytes_list.value.append(record.encoded)
+    feature["image/format"].bytes_list.value.append(b"jpeg")
+    feature["image/height"].int64_list.value.append(record.height)
+    feature["image/width"].int64_list.value.append(record.width)
+    feature["image/original_height"].int64_list.value.append(record.original_height)
+    feature["image/original_width"].int64_list.value.append(record.original_width)
+    feature["image/filename"].bytes_list.value.append(filename)
+    feature["image/source_id"].bytes_list.value.append(filename)
+    feature["image/key/sha256"].bytes_list.value.append(record.sha256.encode())
+    feature["image/object/bbox/xmin"].float_list.value.append(xmin)
+    feature["image/object/bbox/ymin"].float_list.value.append(ymin)
+    feature["image/object/bbox/xmax"].float_list.value.append(xmax)
+    feature["image/object/bbox/ymax"].float_list.value.append(ymax)
+    feature["image/object/class/label"].int64_list.value.append(record.label)
+    feature["image/object/class/text"].bytes_list.value.append(record.text.encode())
     return example.SerializeToString(deterministic=True)
 
 
-def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+def decode(payload: bytes) -> Record:
+    """Returns the record that a serialized `tf.train.Example` holds.
+
+    Raises:
+        ValueError: it is none, or a field is absent, of another kind, or not one value.
+    """
+    try:
+        feature = _Example.FromString(payload).features.feature
+    except message.DecodeError:
+        raise ValueError("Could not parse it as a tf.train.Example") from None
+    fields = {name: _value(feature, name, kind) for name, kind in _FIELDS.items()}
+    return Record(
+        encoded=fields["image/encoded"],
+        height=fields["image/height"],
+        width=fields["image/width"],
+        original_height=fields["image/original_height"],
+        original_width=fields["image/original_width"],
+        filename=_text(fields, "image/filename"),
+        sha256=_text(fields, "image/key/sha256"),
+        bbox=(
+            fields["image/object/bbox/xmin"],
+            fields["image/object/bbox/ymin"],
+            fields["image/object/bbox/xmax"],
+            fields["image/object/bbox/ymax"],
+        ),
+        label=fields["image/object/class/label"],
+        text=_text(fields, "image/object/class/text"),
+    )
+
+
+def parse(serialized: "tf.Tensor") -> "dict[str, tf.Tensor]":
     """Parses serialized records, one or many, inside or outside a graph.
 
     Args:
@@ -100,8 +131,12 @@ def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     Raises:
         tf.errors.InvalidArgumentError: a field is absent or has another type or length.
     """
-    fields = tf.io.parse_example(serialized, _FEATURES)
-    sides = [fields[f"image/object/bbox/{name}"] for name in ("xmin", "ymin", "xmax", "ymax")]
+    import tensorflow as tf  # takes seconds, and who writes records has none
+
+    types = {"bytes_list": tf.string, "int64_list": tf.int64, "float_list": tf.float32}
+    features = {name: tf.io.FixedLenFeature([], types[kind]) for name, kind in _FIELDS.items()}
+    fields = tf.io.parse_example(serialized, features)
+    sides = [fields[f"image/object/bbox/{side}"] for side in ("xmin", "ymin", "xmax", "ymax")]
     return {
         "encoded": fields["image/encoded"],
         "height": fields["image/height"],
@@ -110,9 +145,9 @@ def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
         "original_width": fields["image/original_width"],
         "filename": fields["image/filename"],
         "sha256": fields["image/key/sha256"],
-        "bbox": tf.concat(sides, axis=-1),
-        "label": fields["image/object/class/label"][..., 0],
-        "text": fields["image/object/class/text"][..., 0],
+        "bbox": tf.stack(sides, axis=-1),
+        "label": fields["image/object/class/label"],
+        "text": fields["image/object/class/text"],
     }
 
 
@@ -158,3 +193,69 @@ def check_payload(payload: bytes, stored_crc: bytes) -> bool:
 def _masked_crc(data: bytes) -> bytes:
     crc = google_crc32c.value(data)
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def _value(feature: Any, name: str, kind: str) -> Any:
+    if name not in feature:
+        raise ValueError(f"{name} is absent")
+    found = feature[name]
+    values = getattr(found, kind).value
+    if len(values) != 1:
+        there = found.WhichOneof("kind")
+        if there != kind:
+            raise ValueError(f"{name} is {there or 'empty'}, expected {kind}")
+        raise ValueError(f"{name} holds {len(values)} values, expected 1")
+    return values[0]
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    try:
+        return fields[name].decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is not UTF-8: {fields[name]!r}") from None
+
+
+def _message_class() -> Any:
+    """Returns a class whose messages are, byte for byte, those of `tf.train.Example`.
+
+    Names, numbers and types of the fields are those of `tensorflow/core/example/example.proto` and
+    `feature.proto` (TensorFlow 2.21). The package is our own and so is the pool, so that
+    TensorFlow's classes may live in the same process.
+    """
+    file = descriptor_pb2.FileDescriptorProto(
+        name="carbox/example.proto", package="carbox", syntax="proto3"
+    )
+    feature = file.message_type.add(name="Feature")
+    feature.oneof_decl.add(name="kind")
+    for number, name, kind, scalar in (
+        (1, "bytes_list", "BytesList", _Field.TYPE_BYTES),
+        (2, "float_list", "FloatList", _Field.TYPE_FLOAT),
+        (3, "int64_list", "Int64List", _Field.TYPE_INT64),
+    ):
+        one = file.message_type.add(name=kind).field.add(name="value", number=1, type=scalar)
+        one.label = _Field.LABEL_REPEATED  # and packed where it is a number: proto3's default
+        _message_field(feature, name, number, kind).oneof_index = 0
+    features = file.message_type.add(name="Features")
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, type=_Field.TYPE_STRING, label=_Field.LABEL_OPTIONAL)
+    _message_field(entry, "value", 2, "Feature")
+    _message_field(features, "feature", 1, "Features.FeatureEntry").label = _Field.LABEL_REPEATED
+    _message_field(file.message_type.add(name="Example"), "features", 1, "Features")
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("carbox.Example"))
+
+
+def _message_field(owner: Any, name: str, number: int, kind: str) -> Any:
+    return owner.field.add(
+        name=name,
+        number=number,
+        type=_Field.TYPE_MESSAGE,
+        type_name=f".carbox.{kind}",
+        label=_Field.LABEL_OPTIONAL,
+    )
+
+
+_Field = descriptor_pb2.FieldDescriptorProto
+_Example = _message_class()

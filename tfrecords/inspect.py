@@ -3,28 +3,66 @@
 python -m tfrecords.inspect DIR [--verify] [--show=N]
 """
 
-import argparse
+import array
 import collections
+import dataclasses
 import hashlib
+import itertools
 import os
 import statistics
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+from absl import flags
 
-from tfrecords.quiet import quiet_imports
+from tfrecords import command, example, manifest
+from tfrecords.errors import UserError, extra
 
-with quiet_imports():
-    import tensorflow as tf
-
-from tfrecords import example, manifest, pipelines, reader
-from tfrecords.errors import UserError, run_command
+FLAGS = flags.FlagValues()
+flags.DEFINE_boolean(
+    "verify",
+    False,
+    "read every byte, decode every photo, name every fault; exit code 1 if there is one",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "show", 0, "describe the first so many records of each split", lower_bound=0, flag_values=FLAGS
+)
 
 _IMBALANCE = 10  # times more training photos in the largest class than in the smallest: a warning
 _SMALL_BOX, _FULL_BOX = 0.01, 0.99  # share of the photo's area below and above which a box is odd
 _NAMED = 5  # photos or classes that one warning names before it says "and N more"
-_CHUNK = 128  # records examined in one graph call
+_CHUNK = 16  # records that a thread examines at a time
+_THREADS = os.cpu_count() or 1
+_JPEG_START = b"\xff\xd8\xff"
+_CHANNELS = {"Gray": 1, "CMYK": 4, "YCCK": 4}  # of a JPEG by its colorspace; 3 of any other
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Args:
+        argv: flags and the folder; those of the command line if absent.
+
+    Raises:
+        UserError: there is no data set, or something is wrong with it.
+    """
+    (directory,) = command.parse(FLAGS, argv, usage=__doc__, positional="DIR")
+    info = manifest.read(directory)
+    print(summary(info, directory))
+    if FLAGS.verify:
+        _print_verification(info, directory)
+    print()
+    for line in warnings(info, directory):
+        print(f"warning: {line}")
+    if FLAGS.show:
+        for line in show(info, directory, FLAGS.show):
+            print(line)
 
 
 def summary(info: manifest.Manifest, directory: str) -> str:
@@ -83,26 +121,29 @@ def warnings(info: manifest.Manifest, directory: str) -> Iterator[str]:
         UserError: a record cannot be read.
     """
     yield from _class_warnings(info)
-    prefixes = []
-    odd: dict[str, list[str]] = collections.defaultdict(list)
+    prefixes = array.array("Q")
     counts: collections.Counter[str] = collections.Counter()
-    for _, batch in _fields(info, directory):
-        prefixes.append(_prefixes(batch["sha256"]))
-        area = np.prod(batch["bbox"][:, 2:] - batch["bbox"][:, :2], axis=1)
-        for what, where in (
-            (f"less than {_SMALL_BOX:.0%}", area < _SMALL_BOX),
-            (f"more than {_FULL_BOX:.0%}", area > _FULL_BOX),
-        ):
-            counts[what] += int(where.sum())
-            room = max(0, _NAMED - len(odd[what]))
-            odd[what] += [name.decode() for name in batch["filename"][where][:room]]
-    for what, count in counts.items():
-        if count:
-            yield f"{count:,} boxes cover {what} of their photo: {_some(odd[what], count)}"
-    if prefixes:
-        values, times = np.unique(np.concatenate(prefixes), return_counts=True)
-        if (times > 1).any():
-            yield from _duplicate_warnings(info, directory, values[times > 1])
+    named: dict[str, list[str]] = collections.defaultdict(list)
+    for _, record in _records(info, directory):
+        prefixes.append(_prefix(record))
+        if share := _odd_share(record):
+            counts[share] += 1
+            if counts[share] <= _NAMED:
+                named[share].append(record.filename)
+    for share, count in sorted(counts.items()):
+        yield f"{count:,} boxes cover {share} of their photo: {_some(named[share], count)}"
+    values, times = np.unique(np.frombuffer(prefixes, np.uint64), return_counts=True)
+    if (times > 1).any():
+        yield from _duplicate_warnings(info, directory, set(values[times > 1].tolist()))
+
+
+def _odd_share(record: example.Record) -> str:
+    """Returns how much of its photo a box covers where that is odd, or nothing."""
+    xmin, ymin, xmax, ymax = record.bbox
+    area = (xmax - xmin) * (ymax - ymin)
+    if area < _SMALL_BOX:
+        return f"less than {_SMALL_BOX:.0%}"
+    return f"more than {_FULL_BOX:.0%}" if area > _FULL_BOX else ""
 
 
 def _class_warnings(info: manifest.Manifest) -> Iterator[str]:
@@ -128,13 +169,13 @@ def _class_warnings(info: manifest.Manifest) -> Iterator[str]:
 
 
 def _duplicate_warnings(
-    info: manifest.Manifest, directory: str, repeated: np.ndarray
+    info: manifest.Manifest, directory: str, repeated: set[int]
 ) -> Iterator[str]:
     """Reads the names of the photos whose digests begin alike, and says which are the same."""
-    places: dict[bytes, list[tuple[str, str]]] = collections.defaultdict(list)
-    for split, batch in _fields(info, directory):
-        for i in np.flatnonzero(np.isin(_prefixes(batch["sha256"]), repeated)):
-            places[batch["sha256"][i]].append((split, batch["filename"][i].decode()))
+    places: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
+    for split, record in _records(info, directory):
+        if _prefix(record) in repeated:
+            places[record.sha256].append((split, record.filename))
     for same in places.values():
         if len(same) > 1:
             splits = sorted({split for split, _ in same}, key=manifest.SPLITS.index)
@@ -144,8 +185,11 @@ def _duplicate_warnings(
             yield f"the same photo is {where}: {names}{more}"
 
 
-def _prefixes(digests: np.ndarray) -> np.ndarray:
-    return np.array([int(digest[:16], 16) for digest in digests], np.uint64)
+def _prefix(record: example.Record) -> int:
+    try:
+        return int(record.sha256[:16], 16)
+    except ValueError:
+        return 0  # no digest; whole ones are compared wherever prefixes are equal
 
 
 def _some(names: list[str], count: int) -> str:
@@ -153,25 +197,25 @@ def _some(names: list[str], count: int) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _fields(info: manifest.Manifest, directory: str) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yields (split, batch of fields without photos), each field an array [n, ...]."""
+def _records(info: manifest.Manifest, directory: str) -> Iterator[tuple[str, example.Record]]:
+    """Yields (split, record) in stored order.
 
-    def light(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-        fields = example.parse(serialized)
-        return {key: fields[key] for key in ("sha256", "bbox", "filename")}
-
+    Raises:
+        UserError: a record cannot be read.
+    """
     for split in filter(info.splits.get, manifest.SPLITS):
-        files = [os.path.join(directory, s.file) for s in reader.shards(info, directory, split)]
-        records = tf.data.TFRecordDataset(files).map(light, num_parallel_calls=pipelines.CORES)
-        batches = records.batch(1024).prefetch(2).with_options(pipelines.untuned())
-        try:
-            for batch in batches.as_numpy_iterator():
-                yield split, batch
-        except (tf.errors.OpError, ValueError) as error:
-            raise UserError(
-                f"the {split} split of {directory!r} cannot be read: {error}."
-                f" `python -m tfrecords.inspect {directory} --verify` names every fault."
-            ) from None
+        for shard in info.splits[split].shards:
+            try:
+                with manifest.open_file(os.path.join(directory, shard.file)) as file:
+                    for payload, problem in example.read_frames(file):
+                        if problem:
+                            raise ValueError(problem)
+                        yield split, example.decode(payload)
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"the {split} split of {directory!r} cannot be read: {shard.file}: {error}."
+                    f" `python -m tfrecords.inspect {directory} --verify` names every fault."
+                ) from None
 
 
 def show(info: manifest.Manifest, directory: str, number: int) -> Iterator[str]:
@@ -182,12 +226,12 @@ def show(info: manifest.Manifest, directory: str, number: int) -> Iterator[str]:
     """
     for split in filter(info.splits.get, manifest.SPLITS):
         yield f"{split}:"
-        for fields in reader.stream(directory, split, limit=number).as_numpy_iterator():
-            box = " ".join(f"{side:.3f}" for side in fields["bbox"])
-            original = f"{fields['original_height']} x {fields['original_width']}"
+        one = dataclasses.replace(info, splits={split: info.splits[split]})
+        for _, record in itertools.islice(_records(one, directory), number):
+            box = " ".join(f"{side:.3f}" for side in record.bbox)
             yield (
-                f"  {fields['filename'].decode()}  {fields['label']} {fields['text'].decode()}"
-                f"  box {box}  original {original}"
+                f"  {record.filename}  {record.label} {record.text}"
+                f"  box {box}  original {record.original_height} x {record.original_width}"
             )
 
 
@@ -198,179 +242,179 @@ def verify(info: manifest.Manifest, directory: str) -> Iterator[str]:
     says; every record's checksum, fields, label, box and photo; class counts; the number of
     rejected rows; and that no other shard lies in the folder. Records count from 1.
     """
-    for name, split in info.splits.items():
-        counts = np.zeros(len(info.class_names), int)
-        whole = True
-        for shard in split.shards:
-            for problem in _verify_shard(info, directory, shard, counts):
-                whole = False
-                yield f"{shard.file}: {problem}"
-        if whole and counts.tolist() != split.class_counts:
-            label = int(np.flatnonzero(counts != split.class_counts)[0])
-            yield (
-                f"{manifest.FILE_NAME}: split {name} has {counts[label]} records of class"
-                f" {label + 1} ({info.class_names[label]}), not {split.class_counts[label]}"
-            )
+    with extra("preprocess"):
+        import simplejpeg  # noqa: F401 - said now, not once for each photo
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for name, split in info.splits.items():
+            counts = np.zeros(len(info.class_names), int)
+            whole = True
+            for shard in split.shards:
+                for problem in _verify_shard(info, directory, shard, counts, pool):
+                    whole = False
+                    yield f"{shard.file}: {problem}"
+            if whole and counts.tolist() != split.class_counts:
+                label = int(np.flatnonzero(counts != split.class_counts)[0])
+                yield (
+                    f"{manifest.FILE_NAME}: split {name} has {counts[label]} records of class"
+                    f" {label + 1} ({info.class_names[label]}), not {split.class_counts[label]}"
+                )
     named = {shard.file for split in info.splits.values() for shard in split.shards}
-    for file in sorted(tf.io.gfile.listdir(directory)):
+    for file in sorted(_list(directory)):
         if ".tfrecord" in file and file not in named:
             yield f"{file}: {manifest.FILE_NAME} does not name it"
     yield from _verify_rejected(info, directory)
 
 
+def _list(directory: str) -> list[str]:
+    if "://" not in directory:
+        return os.listdir(directory)
+    import tensorflow as tf  # it is there: the manifest has been read by it
+
+    return tf.io.gfile.listdir(directory)
+
+
 def _verify_rejected(info: manifest.Manifest, directory: str) -> Iterator[str]:
-    path, expected = os.path.join(directory, manifest.REJECTED_NAME), sum(info.rejected.values())
-    lines = 0
-    if tf.io.gfile.exists(path):
-        with tf.io.gfile.GFile(path, "rb") as file:
-            lines = sum(1 for _ in file)
+    expected, lines = sum(info.rejected.values()), 0
+    try:
+        with manifest.open_file(os.path.join(directory, manifest.REJECTED_NAME)) as file:
+            while block := file.read(1 << 20):
+                lines += block.count(b"\n")
+    except FileNotFoundError:
+        pass  # as it should be where nothing was rejected
+    except OSError as error:
+        yield f"{manifest.REJECTED_NAME}: cannot be read: {error.strerror or error}"
+        return
     if lines != expected:
         yield f"{manifest.REJECTED_NAME}: {lines} lines, {manifest.FILE_NAME} says {expected}"
 
 
 def _verify_shard(
-    info: manifest.Manifest, directory: str, shard: manifest.Shard, counts: np.ndarray
+    info: manifest.Manifest,
+    directory: str,
+    shard: manifest.Shard,
+    counts: np.ndarray,
+    pool: ThreadPoolExecutor,
 ) -> Iterator[str]:
     """Yields what is wrong with one shard and adds its labels to `counts`."""
     path = os.path.join(directory, shard.file)
     try:
-        size = tf.io.gfile.stat(path).length
+        with manifest.open_file(path) as file:
+            size, digest = _size_and_sha256(file)
         if size != shard.bytes:
             yield f"{size} bytes, {manifest.FILE_NAME} says {shard.bytes}"
-        if _sha256(path) != shard.sha256:
+        if digest != shard.sha256:
             yield f"its sha256 is not the one in {manifest.FILE_NAME}"
-        with tf.io.gfile.GFile(path, "rb") as file:
-            yield from _verify_records(info, file, shard.num_examples, counts)
-    except tf.errors.NotFoundError:
+        with manifest.open_file(path) as file:
+            yield from _verify_records(info, file, shard.num_examples, counts, pool)
+    except FileNotFoundError:
         yield "missing"
-    except tf.errors.OpError as error:
-        yield f"cannot be read: {error.message}"
+    except OSError as error:
+        yield f"cannot be read: {error.strerror or error}"
 
 
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with tf.io.gfile.GFile(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _size_and_sha256(file: BinaryIO) -> tuple[int, str]:
+    size, digest = 0, hashlib.sha256()
+    while block := file.read(1 << 20):
+        size += len(block)
+        digest.update(block)
+    return size, digest.hexdigest()
 
 
 def _verify_records(
-    info: manifest.Manifest, file: tf.io.gfile.GFile, expected: int, counts: np.ndarray
+    info: manifest.Manifest,
+    file: BinaryIO,
+    expected: int,
+    counts: np.ndarray,
+    pool: ThreadPoolExecutor,
 ) -> Iterator[str]:
-    found, numbers, payloads = 0, [], []
-    for number, (payload, problem) in enumerate(example.read_frames(file), start=1):
-        if problem:
-            yield f"record {number}: {problem}"
-        else:
-            numbers.append(number)
-            payloads.append(payload)
-        found += bool(payload)
-        if len(payloads) == _CHUNK:
-            yield from _verify_chunk(info, numbers, payloads, counts)
-            numbers, payloads = [], []
-    if payloads:
-        yield from _verify_chunk(info, numbers, payloads, counts)
+    found = 0
+    frames = enumerate(example.read_frames(file), start=1)
+    chunks = iter(lambda: list(itertools.islice(frames, _CHUNK)), [])
+    for problems, records, labels in _map(pool, lambda chunk: _examine(info, chunk), chunks):
+        yield from problems
+        found += records
+        for label in labels:
+            counts[label - 1] += 1
     if found != expected:
         yield f"{found} records, {manifest.FILE_NAME} says {expected}"
 
 
-def _verify_chunk(
-    info: manifest.Manifest, numbers: list[int], payloads: list[bytes], counts: np.ndarray
-) -> Iterator[str]:
-    try:
-        fields = {key: value.numpy() for key, value in _examine(tf.constant(payloads)).items()}
-    except tf.errors.InvalidArgumentError as error:
-        if len(payloads) == 1:
-            yield f"record {numbers[0]}: {_said(error)}"
-            return
-        for number, payload in zip(numbers, payloads, strict=True):
-            yield from _verify_chunk(info, [number], [payload], counts)
-        return
-    for i, number in enumerate(numbers):
-        record = {key: value[i] for key, value in fields.items()}
-        for problem in _record_problems(info, record):
-            yield f"record {number} ({record['filename'].decode()}): {problem}"
-        if 1 <= record["label"] <= len(counts):
-            counts[record["label"] - 1] += 1
+def _map(
+    pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item]
+) -> Iterator[_Result]:
+    """Yields results in order, and takes items only as fast as they are worked off."""
+    waiting: collections.deque[Future[_Result]] = collections.deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > 4 * _THREADS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
-@tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-def _examine(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Parses records [n] and decodes their photos; `decoded` int32 [n, 3] is the photos' shape."""
+def _examine(
+    info: manifest.Manifest, chunk: list[tuple[int, tuple[bytes, str]]]
+) -> tuple[list[str], int, list[int]]:
+    """Looks into some records.
 
-    def one(record: tf.Tensor) -> dict[str, tf.Tensor]:
-        fields = example.parse(record)
-        encoded = fields.pop("encoded")
-        is_jpeg = tf.io.is_jpeg(encoded)  # decode_jpeg takes other formats too
-        return fields | {"decoded": tf.shape(tf.io.decode_jpeg(encoded)), "is_jpeg": is_jpeg}
+    Args:
+        info: says what they should be.
+        chunk: number, payload and what is wrong with the frame, of each.
 
-    integers = ("height", "width", "original_height", "original_width", "label")
-    signature = {
-        **{key: tf.TensorSpec([], tf.int64) for key in integers},
-        **{key: tf.TensorSpec([], tf.string) for key in ("filename", "sha256", "text")},
-        "bbox": tf.TensorSpec([4], tf.float32),
-        "decoded": tf.TensorSpec([3], tf.int32),
-        "is_jpeg": tf.TensorSpec([], tf.bool),
-    }
-    return tf.map_fn(one, serialized, fn_output_signature=signature, parallel_iterations=16)
+    Returns:
+        What is wrong; how many records there are; the labels of those that can be counted.
+    """
+    problems, labels = [], []
+    for number, (payload, damage) in chunk:
+        if damage:
+            problems.append(f"record {number}: {damage}")
+            continue
+        try:
+            record = example.decode(payload)
+        except ValueError as error:
+            problems.append(f"record {number}: {error}")
+            continue
+        wrong = [*_photo_problems(info, record.encoded), *_record_problems(info, record)]
+        problems += [f"record {number} ({record.filename}): {problem}" for problem in wrong]
+        if 1 <= record.label <= len(info.class_names):
+            labels.append(record.label)
+    return problems, sum(bool(payload) for _, (payload, _) in chunk), labels
 
 
-def _said(error: tf.errors.OpError) -> str:
-    """Returns what an operation said, without where in the graph it stood."""
-    lines = [line.strip() for line in error.message.splitlines()]
-    told = [line for line in lines if line and not line.startswith(("[[", "File ", "Detected"))]
-    return told[-1]
+def _photo_problems(info: manifest.Manifest, encoded: bytes) -> Iterator[str]:
+    import simplejpeg
 
-
-def _record_problems(info: manifest.Manifest, record: dict[str, Any]) -> Iterator[str]:
-    expected = info.image.height, info.image.width, 3
-    if tuple(record["decoded"]) != expected:
-        yield f"its photo is {_plain(record['decoded'].tolist())}, not {_plain(expected)}"
-    if not record["is_jpeg"]:
+    if not encoded.startswith(_JPEG_START):
         yield "its photo is not a JPEG"
-    if (record["height"], record["width"]) != expected[:2]:
-        yield f"says {record['height']} x {record['width']}, not {_plain(expected[:2])}"
-    if record["original_height"] < 1 or record["original_width"] < 1:
-        yield f"original size {record['original_height']} x {record['original_width']}"
-    label, text = record["label"], record["text"].decode(errors="replace")
+        return
+    expected = info.image.height, info.image.width, 3
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(encoded)
+        shape = height, width, _CHANNELS.get(colorspace, 3)
+        if shape != expected:
+            yield f"its photo is {_plain(shape)}, not {_plain(expected)}"
+        else:
+            simplejpeg.decode_jpeg(encoded)
+    except ValueError as error:
+        yield f"its photo cannot be decoded: {error}"
+
+
+def _record_problems(info: manifest.Manifest, record: example.Record) -> Iterator[str]:
+    expected = info.image.height, info.image.width
+    if (record.height, record.width) != expected:
+        yield f"says {record.height} x {record.width}, not {_plain(expected)}"
+    if record.original_height < 1 or record.original_width < 1:
+        yield f"original size {record.original_height} x {record.original_width}"
+    label = record.label
     if not 1 <= label <= len(info.class_names):
         yield f"label {label} is outside 1 to {len(info.class_names)}"
-    elif text != info.class_names[label - 1]:
-        yield f"label {label} is {info.class_names[label - 1]!r}, the record says {text!r}"
-    xmin, ymin, xmax, ymax = record["bbox"].tolist()
+    elif record.text != info.class_names[label - 1]:
+        yield f"label {label} is {info.class_names[label - 1]!r}, the record says {record.text!r}"
+    xmin, ymin, xmax, ymax = record.bbox
     if not (0 <= xmin < xmax <= 1 and 0 <= ymin < ymax <= 1):  # also false when one is NaN
         yield f"box ({xmin:.4g}, {ymin:.4g}, {xmax:.4g}, {ymax:.4g}) is not within the photo"
-    if len(record["sha256"]) != 64:
-        yield f"sha256 {record['sha256'].decode(errors='replace')!r} is not a digest"
-
-
-def main() -> None:
-    """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tfrecords.inspect",
-        description="Shows what is in a data set and warns of what hurts training.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("directory", metavar="DIR", help="the folder that holds dataset.json")
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="read every byte, decode every photo, name every fault; exit code 1 if there is one",
-    )
-    parser.add_argument("--show", type=int, default=0, metavar="N", help="first N of each split")
-    arguments = parser.parse_args()
-    directory = arguments.directory
-    info = manifest.read(directory)
-    print(summary(info, directory))
-    if arguments.verify:
-        _print_verification(info, directory)
-    print()
-    for line in warnings(info, directory):
-        print(f"warning: {line}")
-    if arguments.show > 0:
-        for line in show(info, directory, arguments.show):
-            print(line)
+    if len(record.sha256) != 64:
+        yield f"sha256 {record.sha256!r} is not a digest"
 
 
 def _print_verification(info: manifest.Manifest, directory: str) -> None:
@@ -389,4 +433,4 @@ def _print_verification(info: manifest.Manifest, directory: str) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    command.run(main)

@@ -1,29 +1,35 @@
 """`dataset.json`, the manifest of a data set, as dataclasses: read, write, validate."""
 
+import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
-from tfrecords.errors import UserError
+from tfrecords.errors import UserError, extra
 
 FILE_NAME = "dataset.json"
 REJECTED_NAME = "rejected.jsonl"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "validation", "test")
-SAMPLE_NAME = "drawn"
-"""Name of the built-in sample, by which the trainer knows it."""
+RESIZE = ("stretch", "letterbox")
 
 
 @dataclass(frozen=True)
 class Image:
-    """How photos are stored: pixels, encoding name, JPEG quality (1 to 100)."""
+    """How photos are stored: pixels, encoding name, JPEG quality (1 to 100).
+
+    `resize` says how they came to that size: `stretch` to its shape, or `letterbox`, the whole
+    photo on black.
+    """
 
     height: int
     width: int
     encoding: str
     quality: int
+    resize: str
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Manifest:
 
     Attributes:
         name: of the data set, taken from its input.
+        sample: whether it is the built-in sample, which carbox draws itself.
         image: how photos are stored.
         class_names: label = index + 1.
         splits: by name, out of `SPLITS`; a split without records is absent.
@@ -65,6 +72,7 @@ class Manifest:
     """
 
     name: str
+    sample: bool
     image: Image
     class_names: list[str]
     splits: dict[str, Split]
@@ -96,7 +104,8 @@ def read(directory: str) -> Manifest:
     """
     path = os.path.join(directory, FILE_NAME)
     try:
-        data = _read_bytes(path)
+        with open_file(path) as file:
+            data = file.read()
     except OSError:
         raise UserError(
             f"no data set at {directory!r}: {FILE_NAME} is missing or unreadable there."
@@ -117,10 +126,7 @@ def from_json(text: str) -> Manifest:
     Raises:
         ValueError, TypeError, KeyError, AttributeError: it is not a valid manifest.
     """
-    values = json.loads(text)
-    version = values["format_version"]
-    if version != FORMAT_VERSION:
-        raise ValueError(f"format_version {version}, expected {FORMAT_VERSION}")
+    values = _upgrade(json.loads(text))
     splits = {
         name: Split(
             num_examples=split["num_examples"],
@@ -134,7 +140,51 @@ def from_json(text: str) -> Manifest:
     return manifest
 
 
+@contextlib.contextmanager
+def open_file(path: str) -> Iterator[BinaryIO]:
+    """Opens a file of a data set to read its bytes, a local one or one in a bucket.
+
+    Raises:
+        OSError: it cannot be opened or read; `FileNotFoundError` where there is none.
+        UserError: it is remote, and TensorFlow, which reads it, is not installed.
+    """
+    if "://" not in path:
+        with open(path, "rb") as file:
+            yield file
+        return
+    with extra("train"):
+        import tensorflow as tf  # only remote paths need it, and it takes seconds to import
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            yield file
+    except tf.errors.NotFoundError as error:
+        raise FileNotFoundError(error.message) from error
+    except tf.errors.OpError as error:
+        raise OSError(error.message) from error
+
+
+def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the manifest as this version writes it."""
+    version = values["format_version"]
+    if version == FORMAT_VERSION:
+        return values
+    if version != 1:
+        raise ValueError(f"format_version {version}, expected 1 or {FORMAT_VERSION}")
+    # Version 1 knew the sample by its name, and told the resize among the flags only.
+    resize = values["parameters"].get("resize", "stretch")
+    return {
+        **values,
+        "format_version": FORMAT_VERSION,
+        "sample": values["name"] == "drawn",
+        "image": {**values["image"], "resize": resize},
+    }
+
+
 def _validate(manifest: Manifest) -> None:
+    if manifest.image.resize not in RESIZE:
+        raise ValueError(f"image.resize is {manifest.image.resize!r}, expected one of {RESIZE}")
+    if not isinstance(manifest.sample, bool):
+        raise ValueError(f"sample is {manifest.sample!r}, expected true or false")
     for name, split in manifest.splits.items():
         if name not in SPLITS:
             raise ValueError(f"unknown split {name!r}")
@@ -145,16 +195,3 @@ def _validate(manifest: Manifest) -> None:
             )
         if len(split.class_counts) != len(manifest.class_names):
             raise ValueError(f"split {name}: {len(split.class_counts)} class counts")
-
-
-def _read_bytes(path: str) -> bytes:
-    if "://" not in path:
-        with open(path, "rb") as file:
-            return file.read()
-    import tensorflow as tf  # only remote paths need it, and it takes seconds to import
-
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            return file.read()
-    except tf.errors.OpError as error:
-        raise OSError(str(error)) from error

@@ -1,9 +1,19 @@
 """One line of progress: redrawn in place on a terminal, printed now and then elsewhere."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+
+_COUNT = "{desc}: {n:,}/{total:,} {unit} ({percentage:.0f}%)"
+_RATE = ", {rate_noinv:,.0f}/s"
+_LEFT = ", {remaining} left"
+_NOTE = "{postfix}"  # with its comma
+_TERMINAL_SECONDS = 0.1
 
 
 class Progress:
@@ -16,23 +26,35 @@ class Progress:
             progress.update(64, lambda: f"loss {loss:.4f}")
     """
 
-    def __init__(self, title: str, total: int, unit: str, *, done: int = 0, interval: float = 10.0):
+    def __init__(
+        self,
+        title: str,
+        total: int | None,
+        unit: str,
+        *,
+        done: int = 0,
+        interval: float = 10.0,
+        file: TextIO | None = None,
+    ):
         """Starts the clock.
 
         Args:
             title: what is going on.
-            total: how many units there are.
+            total: how many units there are; None if nobody knows.
             unit: what is counted, in the plural.
             done: units already done before, which do not count for the rate.
             interval: seconds between lines where there is no terminal.
+            file: where to show it; standard output by default.
         """
         self._title, self._total, self._unit = title, total, unit
         self._done = self._before = done
-        self._terminal = sys.stdout.isatty()
-        self._interval = 0.1 if self._terminal else interval
+        self._file = file or sys.stdout
+        self._terminal = self._file.isatty()
+        self._redraw = tqdm.status_printer(self._file) if self._terminal else None
+        self._interval = _TERMINAL_SECONDS if self._terminal else interval
         self._start = self._shown = time.monotonic()
         self._note: Callable[[], str] = str
-        self._width, self._last = 0, -1
+        self._last = -1
 
     def __enter__(self) -> "Progress":
         return self
@@ -46,7 +68,7 @@ class Progress:
         if kind is None and self._last != self._done:
             self._show()
         if self._terminal:
-            print(flush=True)
+            print(file=self._file, flush=True)
 
     @property
     def rate(self) -> float:
@@ -69,23 +91,27 @@ class Progress:
 
     def _show(self) -> None:
         self._last = self._done
-        rate = self.rate
-        left = (self._total - self._done) / rate if rate > 0 else float("inf")
-        share = self._done / self._total if self._total else 1.0
-        text = f"{self._title}: {self._done}/{self._total} {self._unit} ({share:.0%})"
-        text += f", {rate:.0f}/s, {_clock(left)} left" if self._done < self._total else ""
-        note = self._note()
-        text += f", {note}" if note else ""
-        if self._terminal:
-            print("\r" + text.ljust(self._width), end="", flush=True)
-            self._width = len(text)
+        if self._redraw:
+            self._redraw(self._line(shutil.get_terminal_size().columns))
         else:
-            print(text, flush=True)
+            print(self._line(None), file=self._file, flush=True)
 
+    def _line(self, columns: int | None) -> str:
+        return tqdm.format_meter(
+            # tqdm takes a total that is exceeded for an unknown one.
+            n=min(self._done, self._total) if self._total is not None else self._done,
+            total=self._total,
+            elapsed=time.monotonic() - self._start,
+            ncols=columns,
+            prefix=self._title,
+            unit=f" {self._unit}" if columns else self._unit,
+            rate=self.rate,
+            bar_format=None if columns else self._log_format(),
+            postfix=self._note(),
+            initial=self._before,
+        )
 
-def _clock(seconds: float) -> str:
-    if seconds == float("inf"):
-        return "?"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    def _log_format(self) -> str:
+        if not self._total:
+            return "{desc}: {n:,} {unit}" + _RATE + _NOTE
+        return _COUNT + (_RATE + _LEFT if self._done < self._total else "") + _NOTE

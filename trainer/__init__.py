@@ -2,6 +2,7 @@
 
 import os
 
+from tfrecords.errors import extra
 from tfrecords.quiet import quiet_imports
 
 # A step allocates gigabytes and frees them again. glibc gives large blocks back to the kernel each
@@ -9,5 +10,5 @@ from tfrecords.quiet import quiet_imports
 # step is 2 to 3 times faster with it.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
 
-with quiet_imports():
+with extra("train"), quiet_imports():
     import tensorflow  # noqa: F401

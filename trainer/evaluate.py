@@ -13,16 +13,20 @@ import os
 import shutil
 
 import numpy as np
-import tensorflow as tf
-from PIL import Image
 
-from tfrecords import example, manifest, reader
-from tfrecords.errors import UserError, run_command
-from trainer import checkpoint, folder, looks, loop, model, pictures, state, strategy
-from trainer import config as configs
-from trainer import input as inputs
-from trainer.config import Config
-from trainer.history import Record
+from tfrecords import example, manifest
+from tfrecords.errors import UserError, extra, run_command
+
+with extra("train"):
+    import tensorflow as tf
+    from PIL import Image
+
+    from tfrecords import reader
+    from trainer import checkpoint, folder, looks, loop, model, pictures, state, strategy
+    from trainer import config as configs
+    from trainer import input as inputs
+    from trainer.config import Config
+    from trainer.history import Record
 
 _PICTURES = 24
 
@@ -154,7 +158,7 @@ def draw(job: loop.Job, data: folder.Data, split: str, count: int) -> dict[str, 
     records = reader.Records(data.path, split)
     chosen = np.unique(np.linspace(0, len(records) - 1, count).astype(int))
     examples = [example.parse(serialized) for serialized in records.read(chosen)]
-    stretched = manifest.read(data.path).parameters.get("resize") != "letterbox"
+    stretched = manifest.read(data.path).image.resize == "stretch"
     ratio = job.config.downscale
     small = [tf.io.decode_jpeg(one["encoded"], channels=3, ratio=ratio) for one in examples]
     weights, statistics = (tf.convert_to_tensor(value) for value in state.judged(job.state))

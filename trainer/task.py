@@ -12,26 +12,28 @@ import os
 import sys
 from collections.abc import Sequence
 
-import tensorflow as tf
-from PIL import Image
-
 from tfrecords import manifest
-from tfrecords.errors import UserError, run_command
-from trainer import (
-    checkpoint,
-    evaluate,
-    folder,
-    loop,
-    losses,
-    model,
-    pictures,
-    state,
-    strategy,
-    tensorboard,
-)
-from trainer import config as configs
-from trainer import input as inputs
-from trainer.history import Record
+from tfrecords.errors import UserError, extra, run_command
+
+with extra("train"):
+    import tensorflow as tf
+    from PIL import Image
+
+    from trainer import (
+        checkpoint,
+        evaluate,
+        folder,
+        loop,
+        losses,
+        model,
+        pictures,
+        state,
+        strategy,
+        tensorboard,
+    )
+    from trainer import config as configs
+    from trainer import input as inputs
+    from trainer.history import Record
 
 _TENSORBOARD_PICTURES = 4
 
@@ -129,8 +131,7 @@ def make_config(flags: argparse.Namespace, info: manifest.Manifest) -> configs.C
     Raises:
         UserError: a setting is unknown or out of range, or the photos have another size.
     """
-    drawn = info.name == manifest.SAMPLE_NAME
-    config = configs.named(flags.config or ("sample" if drawn else "default"))
+    config = configs.named(flags.config or ("sample" if info.sample else "default"))
     settings = configs.parse_settings([word for words in flags.set for word in words])
     for name in ("weights", "epochs", "batch_size", "jit", "precision"):
         if getattr(flags, name) is not None:

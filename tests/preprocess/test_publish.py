@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from preprocess import job, publish, run, shard, storage
+from preprocess import publish, run, runner, shard, storage
 from tests.preprocess import photo_sets
 from tfrecords import manifest
 from tfrecords.errors import UserError
@@ -96,7 +96,9 @@ def test_a_job_goes_on_with_the_shards_that_are_whole(cars, output, tmp_path, mo
     assert not output.exists()
     written = run_counting(monkeypatch, flags)
     assert len(written) == 5
-    assert "3 of 8 shards are whole" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "going on where a job was stopped: 3 shards are there" in said
+    assert "3 shards were whole already" in said
     assert photo_sets.contents(output) == photo_sets.contents(tmp_path / "undisturbed")
     assert os.listdir(output.parent) == ["cars"]
 
@@ -105,39 +107,49 @@ def test_a_shard_that_was_damaged_meanwhile_is_done_again(cars, output, tmp_path
     run.main(photo_sets.flags(cars, tmp_path / "undisturbed", *SHARDS))
     flags = photo_sets.flags(cars, output, *SHARDS)
     kill_after_shards(monkeypatch, flags, 4)
-    (data,) = (output.parent / "cars.incomplete").glob("data-*")
-    first, second, third, _ = sorted(data.iterdir())
+    whole = output.parent / "cars.incomplete" / "whole"
+    first, second, third, _ = sorted(path for path in whole.iterdir() if path.suffix != ".json")
     first.write_bytes(first.read_bytes()[:-1] + b"!")
     second.write_bytes(second.read_bytes()[:-1])
     third.unlink()
     written = run_counting(monkeypatch, flags)
-    assert {first.name, second.name, third.name} < set(written)
+    assert {path.name.rsplit("-", 1)[0] for path in (first, second, third)} < set(written)
     assert len(written) == 7
+    assert photo_sets.contents(output) == photo_sets.contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("flag", ["--jpeg_quality=90", "--seed=7"])
+def test_other_flags_start_over_and_say_so(cars, output, tmp_path, monkeypatch, capsys, flag):
+    kill_after_shards(monkeypatch, photo_sets.flags(cars, output, *SHARDS), 3)
+    written = run_counting(monkeypatch, photo_sets.flags(cars, output, *SHARDS, flag))
+    assert len(written) == 8
+    assert "starting over" in capsys.readouterr().out
+    run.main(photo_sets.flags(cars, tmp_path / "undisturbed", *SHARDS, flag))
     assert photo_sets.contents(output) == photo_sets.contents(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda cars: ["--jpeg_quality=90"],
-        lambda cars: ["--seed=7"],
-        lambda cars: photo_sets.replace_row(cars / "anno_test.csv", 1, "00001.jpg,2,2,9,9,2") or [],
-        lambda cars: (
-            photo_sets.path_of(cars, "test", 1).write_bytes(photo_sets.photo(seed=5)) and []
-        ),
-        lambda cars: os.utime(photo_sets.path_of(cars, "test", 1), (1, 1)) or [],
+        lambda cars: photo_sets.replace_row(cars / "anno_test.csv", 1, "00001.jpg,2,2,9,9,2"),
+        lambda cars: photo_sets.path_of(cars, "test", 1).write_bytes(photo_sets.photo(seed=5)),
+        lambda cars: os.utime(photo_sets.path_of(cars, "test", 1), (1, 1)),
     ],
-    ids=["quality", "seed", "row", "photo", "time"],
+    ids=["row", "photo", "time"],
 )
-def test_other_flags_or_input_start_over_and_say_so(
-    cars, output, tmp_path, monkeypatch, capsys, change
+def test_other_input_does_again_the_shard_that_holds_it(
+    cars, output, tmp_path, monkeypatch, change
 ):
-    kill_after_shards(monkeypatch, photo_sets.flags(cars, output, *SHARDS), 3)
-    more = change(cars)
-    written = run_counting(monkeypatch, photo_sets.flags(cars, output, *SHARDS, *more))
-    assert len(written) == 8
-    assert "starting over" in capsys.readouterr().out
-    run.main(photo_sets.flags(cars, tmp_path / "undisturbed", *SHARDS, *more))
+    """All shards but the one are kept: their rows are the same."""
+    kill_after_shards(monkeypatch, photo_sets.flags(cars, output, *SHARDS), 7)
+    whole = output.parent / "cars.incomplete" / "whole"
+    before = {path.name.rsplit("-", 1)[0] for path in whole.glob("*.json")}
+    change(cars)
+    written = run_counting(monkeypatch, photo_sets.flags(cars, output, *SHARDS))
+    everything = {path.name for path in output.glob("*.tfrecord")}
+    (test_shard,) = (name for name in everything if name.startswith("test"))
+    assert set(written) == (everything - before) | {test_shard}
+    run.main(photo_sets.flags(cars, tmp_path / "undisturbed", *SHARDS))
     assert photo_sets.contents(output) == photo_sets.contents(tmp_path / "undisturbed")
 
 
@@ -250,7 +262,7 @@ def test_an_output_that_came_to_be_meanwhile_is_kept(cars, output, monkeypatch):
 def test_strange_files_are_not_published(cars, output, monkeypatch):
     flags = photo_sets.flags(cars, output)
     kill_after_shards(monkeypatch, flags, 1)
-    (data,) = (output.parent / "cars.incomplete").glob("data-*")
+    data = output.parent / "cars.incomplete" / "data"
     (data / "train-00000-of-00009.tfrecord").write_bytes(b"x")
     (data / "rejected.jsonl").write_bytes(b"x")
     run.main(flags)
@@ -259,20 +271,24 @@ def test_strange_files_are_not_published(cars, output, monkeypatch):
 
 def test_a_second_job_on_the_same_output_is_refused(cars, output, monkeypatch):
     inside, go_on = threading.Event(), threading.Event()
-    really = job._write_shards
+    really = runner.run
 
     def waiting(*arguments):
         inside.set()
         assert go_on.wait(60)
         return really(*arguments)
 
-    monkeypatch.setattr(job, "_write_shards", waiting)
+    monkeypatch.setattr(runner, "run", waiting)
     first = threading.Thread(target=run.main, args=(photo_sets.flags(cars, output),))
     first.start()
     assert inside.wait(60)
     try:
-        with pytest.raises(UserError, match=r"another job is writing .*cars\.incomplete"):
-            run.main(photo_sets.flags(cars, output))
+        mine = publish.Output(str(output), "cd")
+        with (
+            pytest.raises(UserError, match=r"another job is writing .*cars\.incomplete"),
+            publish.locked(mine),
+        ):
+            pytest.fail("two jobs at once")
     finally:
         go_on.set()
         first.join()
@@ -339,7 +355,7 @@ def fill_disk_after(monkeypatch, writes):
     monkeypatch.setattr(storage, "open", opened, raising=False)
 
 
-@pytest.mark.parametrize("writes", [0, 1, 5, 12, 14, 20, 25])
+@pytest.mark.parametrize("writes", [0, 1, 5, 12, 14, 17, 18])
 def test_a_full_disk_ends_in_a_clear_message_and_the_old_output_stays(
     cars, output, tmp_path, monkeypatch, writes
 ):
@@ -385,13 +401,13 @@ def test_a_folder_without_permission(cars, tmp_path):
 
 def test_results_that_no_worker_wrote_are_missed(cars, output, monkeypatch):
     """A runner whose workers write to disks of their own says that all is done."""
-    monkeypatch.setattr(job, "_write_shards", lambda *_: None)
+    monkeypatch.setattr(runner, "run", lambda *_: None)
     with pytest.raises(UserError, match="a path that all machines share"):
         run.main(photo_sets.flags(cars, output))
 
 
 def test_a_sidecar_survives_its_file():
-    result = shard.Result("x", 2, 10, "ab", rejected=[{"row": 1}])
+    result = shard.Result("x", "x-1", 2, 10, "ab", rejected=[{"row": 1}])
     result.class_counts.update([3, 3])
     result.widths.update([80, 60])
     again = shard.Result.from_json(result.to_json())

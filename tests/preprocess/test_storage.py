@@ -11,13 +11,24 @@ from tests.preprocess import photo_sets
 from tfrecords.errors import UserError
 
 
+def files_of(source: storage.Source) -> dict[str, dict]:
+    """What a source says of each of its files, by path."""
+    return {row["path"]: row for table in source.scan() for row in table.to_pylist()}
+
+
+def entry_of(source: storage.Source, path: str) -> storage.Entry:
+    row = files_of(source)[path]
+    return storage.Entry(path, row["size"], row["offset"], row["stored"])
+
+
 def read_all(source: storage.Source) -> dict[str, bytes]:
-    listing = source.listing()
-    return {
-        listing.path[i].as_py(): source.read(listing.entry(i))
-        for i in range(len(listing))
-        if i not in listing.refused
-    }
+    files = files_of(source)
+    good = [path for path, row in files.items() if not row["problem"]]
+    return {path: source.read(entry_of(source, path)) for path in good}
+
+
+def problems_of(source: storage.Source) -> dict[str, str]:
+    return {path: row["problem"] for path, row in files_of(source).items() if row["problem"]}
 
 
 def test_a_folder_and_its_zips_hold_the_same(tmp_path):
@@ -64,11 +75,10 @@ def test_zip_members_that_lead_out_are_refused_by_name(tmp_path, name, why):
         archive.writestr(info, b"evil")
         archive.writestr("train/x/2.jpg", b"good")
     source = storage.open_source(str(tmp_path / "a.zip"))
-    listing = source.listing()
     assert read_all(source) == {"train/x/2.jpg": b"good"}
-    assert len(listing.refused) == 1
-    assert why in next(iter(listing.refused.values()))
-    assert "1.jpg" in listing.notes[0]
+    ((path, problem),) = problems_of(source).items()
+    assert why in problem
+    assert "1.jpg" in path
 
 
 def test_a_link_in_a_zip_is_refused(tmp_path):
@@ -76,8 +86,8 @@ def test_a_link_in_a_zip_is_refused(tmp_path):
         info = zipfile.ZipInfo("train/x/1.jpg")
         info.external_attr = 0o120777 << 16
         archive.writestr(info, b"/etc/passwd")
-    listing = storage.open_source(str(tmp_path / "a.zip")).listing()
-    assert listing.refused == {0: "a symbolic link"}
+    source = storage.open_source(str(tmp_path / "a.zip"))
+    assert problems_of(source) == {"train/x/1.jpg": "a symbolic link"}
 
 
 def test_names_in_a_zip_without_the_utf8_flag(tmp_path):
@@ -95,7 +105,7 @@ def test_a_zip_bomb_is_stopped_at_its_declared_size(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("train/x/1.jpg", bytes(50_000_000))
     source = storage.open_source(str(path))
-    entry = source.listing().entry(0)
+    entry = entry_of(source, "train/x/1.jpg")
     assert entry.size == 50_000_000
     with pytest.raises(ValueError, match="40001 bytes, its directory says 40000"):
         source.read(entry._replace(size=40_000))
@@ -106,7 +116,7 @@ def test_a_member_that_lies_about_its_stored_size_is_refused_unread(tmp_path):
         archive.writestr("train/x/1.jpg", b"photo")
     source = storage.open_source(str(tmp_path / "a.zip"))
     with pytest.raises(ValueError, match="to a member of 5"):
-        source.read(source.listing().entry(0)._replace(stored=1 << 50))
+        source.read(entry_of(source, "train/x/1.jpg")._replace(stored=1 << 50))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +133,7 @@ def test_a_damaged_member_is_named_so(tmp_path, damage, says, compression):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("train/x/1.jpg", photo_sets.photo())
-    entry = storage.open_source(str(path)).listing().entry(0)
+    entry = entry_of(storage.open_source(str(path)), "train/x/1.jpg")
     path.write_bytes(damage(path.read_bytes(), entry.offset))
     with pytest.raises(ValueError, match=says):
         storage.Zip(str(path)).read(entry)
@@ -143,10 +153,17 @@ def test_links_are_followed_inside_and_refused_where_they_lead_out(tmp_path):
     os.symlink(root, root / "train" / "loop")
     os.symlink("nowhere", folder / "4.jpg")
     source = storage.open_source(str(root))
-    listing = source.listing()
     assert read_all(source) == {"train/x/1.jpg": b"one", "train/x/2.jpg": b"one"}
-    assert [listing.path[i].as_py() for i in listing.refused] == ["train/x/3.jpg"]
-    assert sum("leads out of the data set" in note for note in listing.notes) == 2
+    problems = problems_of(source)
+    assert problems.keys() == {"train/x/3.jpg", "train/y"}
+    assert all("leads out of the data set" in problem for problem in problems.values())
+    followed = read_all(storage.open_source(str(root), follow_links=True))
+    assert followed == {
+        "train/x/1.jpg": b"one",
+        "train/x/2.jpg": b"one",
+        "train/x/3.jpg": b"secret",
+        "train/y/secret.jpg": b"secret",
+    }
 
 
 def test_a_folder_is_listed_under_its_own_name_rather_than_a_link(tmp_path):
@@ -167,9 +184,11 @@ def test_what_is_no_ordinary_file_is_left_out(tmp_path):
     (tmp_path / ".git" / "x.jpg").write_bytes(b"x")
     with open(os.fsencode(tmp_path) + b"/train/\xff.jpg", "wb") as file:
         file.write(b"x")
-    listing = storage.open_source(str(tmp_path)).listing()
-    assert len(listing) == 0
-    assert "not UTF-8" in listing.notes[0]
+    source = storage.open_source(str(tmp_path))
+    assert read_all(source) == {}
+    ((path, problem),) = problems_of(source).items()
+    assert "not UTF-8" in problem
+    assert path == r"train/\xff.jpg" or "\\udcff" in path
 
 
 @pytest.mark.parametrize(
@@ -177,12 +196,13 @@ def test_what_is_no_ordinary_file_is_left_out(tmp_path):
     [
         (lambda path: None, "does not exist"),
         (lambda path: path.write_bytes(b"PK no zip"), "neither a folder nor a whole zip"),
+        (lambda path: path.write_bytes(b"PK no zip"), "cut off: load it again"),
     ],
 )
 def test_an_input_that_is_nothing(tmp_path, make, says):
     make(tmp_path / "x.zip")
     with pytest.raises(UserError, match=says):
-        storage.open_source(str(tmp_path / "x.zip")).listing()
+        files_of(storage.open_source(str(tmp_path / "x.zip")))
 
 
 def test_a_cut_off_zip_is_refused(tmp_path):
@@ -211,3 +231,29 @@ def test_a_header_shorter_than_it_says(tmp_path):
     (tmp_path / "a").write_bytes(struct.pack("<I", 0x04034B50))
     with pytest.raises(ValueError, match="no member"):
         storage.Zip(str(tmp_path / "a")).read(storage.Entry("x", 1, 0, 1))
+
+
+def test_an_archive_of_another_kind_is_to_be_unpacked(tmp_path):
+    (tmp_path / "cars.tgz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(UserError, match=r"cars\.tgz is neither .* Unpack it and name the folder"):
+        storage.open_source(str(tmp_path / "cars.tgz"))
+
+
+def test_a_hidden_class_folder_is_named_and_other_hidden_things_are_not(tmp_path):
+    root = tmp_path / "cars"
+    for path in ("train/.Net 2012/1.jpg", "train/.DS_Store", ".git/train/.x/1.jpg"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"x")
+    assert problems_of(storage.open_source(str(root))).keys() == {"train/.Net 2012"}
+    zipped = photo_sets.zipped(root, tmp_path / "cars.zip")
+    found = problems_of(storage.open_source(str(zipped)))
+    assert "train/.Net 2012/1.jpg" in found
+    assert "train/.DS_Store" not in found
+
+
+def test_large_listings_come_in_tables_of_bounded_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "TABLE_ROWS", 7)
+    root = photo_sets.write(tmp_path / "cars")
+    tables = list(storage.open_source(str(root)).scan())
+    assert max(len(table) for table in tables) == 7
+    assert sum(len(table) for table in tables) == 33

@@ -67,7 +67,8 @@ def write(directory: str, splits: dict[str, list[list[example.Record]]], **chang
         described[name] = manifest.Split(sum(map(len, shards)), written, counts)
     values = {
         "name": "tiny",
-        "image": manifest.Image(HEIGHT, WIDTH, "jpeg", 95),
+        "sample": False,
+        "image": manifest.Image(HEIGHT, WIDTH, "jpeg", 95, "stretch"),
         "class_names": CLASS_NAMES,
         "splits": described,
         "rejected": {},

@@ -1,8 +1,12 @@
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.tfrecords import datasets
 from tfrecords import example
@@ -17,6 +21,73 @@ def test_a_record_comes_back_as_it_went_in():
     for key in ("encoded", "height", "width", "original_height", "original_width", "label"):
         assert fields.pop(key) == getattr(record, key)
     assert not fields
+
+
+_int64 = st.integers(-(2**63), 2**63 - 1)
+_text = st.text(st.characters(exclude_categories=["Cs"]))
+_records = st.builds(
+    example.Record,
+    encoded=st.binary(),
+    height=_int64,
+    width=_int64,
+    original_height=_int64,
+    original_width=_int64,
+    filename=_text,
+    sha256=_text,
+    bbox=st.tuples(*[st.floats(width=32, allow_nan=False)] * 4),
+    label=_int64,
+    text=_text,
+)
+
+
+@settings(deadline=None)
+@given(_records)
+def test_the_bytes_are_those_of_tensorflow(record):
+    payload = example.encode(record)
+    theirs = tf.train.Example.FromString(payload)
+    assert theirs.SerializeToString(deterministic=True) == payload
+
+    rebuilt = tf.train.Example()
+    feature = rebuilt.features.feature
+    for name in reversed(list(theirs.features.feature)):  # the order of setting does not show
+        feature[name].CopyFrom(theirs.features.feature[name])
+    assert rebuilt.SerializeToString(deterministic=True) == payload
+
+
+@settings(deadline=None)
+@given(_records)
+def test_a_record_is_decoded_as_it_was_encoded(record):
+    assert example.decode(example.encode(record)) == record
+
+
+def test_what_tensorflow_writes_is_decoded():
+    def feature(value):
+        if isinstance(value, int):
+            return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+        if isinstance(value, float):
+            return tf.train.Feature(float_list=tf.train.FloatList(value=[value]))
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+    record = datasets.record(2)
+    sides = zip(("xmin", "ymin", "xmax", "ymax"), record.bbox, strict=True)
+    values = {
+        "image/encoded": record.encoded,
+        "image/format": b"jpeg",
+        "image/height": record.height,
+        "image/width": record.width,
+        "image/original_height": record.original_height,
+        "image/original_width": record.original_width,
+        "image/filename": record.filename.encode(),
+        "image/source_id": record.filename.encode(),
+        "image/key/sha256": record.sha256.encode(),
+        **{f"image/object/bbox/{side}": value for side, value in sides},
+        "image/object/class/label": record.label,
+        "image/object/class/text": record.text.encode(),
+    }
+    features = tf.train.Features(feature={key: feature(value) for key, value in values.items()})
+    payload = tf.train.Example(features=features).SerializeToString(deterministic=True)
+    assert payload == example.encode(record)
+    assert example.decode(payload) == record
 
 
 def test_parse_works_inside_a_graph():
@@ -48,6 +119,57 @@ def test_a_record_without_a_field_is_refused():
     del broken.features.feature["image/object/bbox/ymax"]
     with pytest.raises(tf.errors.InvalidArgumentError, match="ymax"):
         example.parse(broken.SerializeToString())
+    with pytest.raises(ValueError, match="image/object/bbox/ymax is absent"):
+        example.decode(broken.SerializeToString())
+
+
+def _height_twice(feature):
+    feature["image/height"].int64_list.value.append(1)
+
+
+def _height_as_text(feature):
+    feature["image/height"].bytes_list.value.append(b"32")
+
+
+def _height_unset(feature):
+    feature["image/height"].Clear()
+
+
+def _text_in_latin_1(feature):
+    feature["image/object/class/text"].bytes_list.value[0] = "Citroën".encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_height_twice, "image/height holds 2 values, expected 1"),
+        (_height_as_text, "image/height is bytes_list, expected int64_list"),
+        (_height_unset, "image/height is empty, expected int64_list"),
+        (_text_in_latin_1, "image/object/class/text is not UTF-8"),
+    ],
+)
+def test_a_field_that_is_wrong_is_named(change, said):
+    broken = tf.train.Example.FromString(example.encode(datasets.record(0)))
+    change(broken.features.feature)
+    with pytest.raises(ValueError, match=said):
+        example.decode(broken.SerializeToString())
+
+
+@pytest.mark.parametrize("module", ["command", "errors", "example", "image", "inspect", "manifest",
+                                    "progress", "quiet"])  # fmt: skip
+def test_no_tensorflow_and_neither_half_is_imported(module):
+    code = (
+        f"import sys, tfrecords.{module};"
+        "print({name.partition('.')[0] for name in sys.modules}"
+        " & {'tensorflow', 'keras', 'apache_beam', 'preprocess', 'trainer'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_bytes_that_are_no_record_are_refused():
+    with pytest.raises(ValueError, match="Could not parse"):
+        example.decode(b"text")
 
 
 def test_tensorflow_reads_our_frames(tmp_path):

@@ -86,6 +86,16 @@ def test_a_missing_shard(directory):
     assert problems(directory) == [f"{SHARD}: missing"]
 
 
+def test_a_data_set_elsewhere_is_verified_through_tensorflow(directory):
+    place = f"file://{directory}"
+    info = manifest.read(place)
+    assert list(inspect.verify(info, place)) == []
+    assert list(inspect.warnings(info, place)) == []
+    assert list(inspect.show(info, place, 1)) == list(inspect.show(info, str(directory), 1))
+    (directory / SHARD).unlink()
+    assert list(inspect.verify(info, place)) == [f"{SHARD}: missing"]
+
+
 def test_a_flipped_bit_is_found_with_its_record(directory):
     whole = frames(directory)
     damaged = bytearray(whole[1])
@@ -129,11 +139,12 @@ def test_a_shard_that_nobody_names(directory):
     ("changes", "said"),
     [
         ({"encoded": datasets.jpeg(1, 8, 16)}, f"its photo is 8 x 16 x 3, not {SIZE} x 3"),
+        ({"encoded": datasets.jpeg(1)[:200]}, "its photo cannot be decoded"),
         (
-            {"encoded": datasets.jpeg(1)[:200]},
-            "record 2: jpeg::Uncompress failed. Invalid JPEG data",
+            {"encoded": datasets.jpeg(1)[:-50]},
+            "its photo cannot be decoded: Premature end of JPEG file",
         ),
-        ({"encoded": b"no photo"}, "record 2: Unknown image file format"),
+        ({"encoded": b"no photo"}, "its photo is not a JPEG"),
         ({"label": 4}, "label 4 is outside 1 to 3"),
         ({"label": 0}, "label 0 is outside 1 to 3"),
         ({"text": "Audi"}, "label 2 is 'Ram C/V Cargo Van Minivan 2012', the record says 'Audi'"),
@@ -168,19 +179,14 @@ def test_a_grayscale_photo(tmp_path):
     assert f"{SIZE} x 1, not {SIZE} x 3" in problems(tmp_path)[0]
 
 
-def test_faults_beyond_the_first_chunk_keep_their_number(tmp_path, monkeypatch):
-    monkeypatch.setattr(inspect, "_CHUNK", 4)
-    content = datasets.records(0, 10)
-    content[6] = datasets.record(6, label=9)
-    content[8] = datasets.record(8, encoded=b"no photo")
+def test_faults_are_told_in_order_with_the_number_of_their_record(tmp_path):
+    content = datasets.records(0, 200)  # more than one thread looks into at a time
+    for number in range(7, 200, 11):
+        content[number - 1] = datasets.record(number, encoded=b"no photo")
     datasets.write(str(tmp_path), {"train": [content]})
     found = problems(tmp_path)
-    assert [line.split(":")[1].split("(")[0].strip() for line in found if "record " in line][
-        :2
-    ] == [
-        "record 7",
-        "record 9",
-    ]
+    numbers = [line.split(": record ")[1].split(" (")[0] for line in found if "record " in line]
+    assert numbers == [str(number) for number in range(7, 200, 11)]
 
 
 # What hurts training.
@@ -267,6 +273,19 @@ def test_without_verify_an_unreadable_shard_is_one_message(directory):
     assert done.returncode == 1
     assert f"error: the train split of '{directory}' cannot be read" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_flag_out_of_range_is_named(directory):
+    done = run(directory, "--show=-1")
+    assert done.returncode == 2
+    assert done.stderr == "error: flag --show=-1: -1 is not a non-negative integer\n"
+
+
+def test_who_reads_only_the_first_line_is_not_shouted_at(directory):
+    command = f"{sys.executable} -m tfrecords.inspect {directory} --show=3 | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
 
 
 def test_bytes_that_are_no_record(tmp_path):

@@ -16,7 +16,7 @@ def directory(tmp_path):
 def test_what_is_written_is_read(directory):
     info = manifest.read(str(directory))
     assert info.class_names == datasets.CLASS_NAMES
-    assert info.image == manifest.Image(datasets.HEIGHT, datasets.WIDTH, "jpeg", 95)
+    assert info.image == manifest.Image(datasets.HEIGHT, datasets.WIDTH, "jpeg", 95, "stretch")
     assert {name: split.num_examples for name, split in info.splits.items()} == {
         "train": 7,
         "validation": 3,
@@ -32,6 +32,20 @@ def test_equal_manifests_give_equal_text_whatever_the_order(directory):
     turned = {key: values[key] for key in reversed(values)}
     turned["splits"] = {key: values["splits"][key] for key in reversed(values["splits"])}
     assert manifest.from_json(json.dumps(turned)).to_json() == info.to_json()
+
+
+def test_the_manifests_of_the_first_version_are_still_read(directory):
+    path = directory / manifest.FILE_NAME
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["format_version"] = 1
+    del values["sample"], values["image"]["resize"]
+    for name, sample in (("drawn", True), ("cars", False)):
+        for parameters, resize in (({"resize": "letterbox"}, "letterbox"), ({}, "stretch")):
+            path.write_text(json.dumps({**values, "name": name, "parameters": parameters}))
+            info = manifest.read(str(directory))
+            assert (info.sample, info.image.resize) == (sample, resize)
+            assert info.format_version == manifest.FORMAT_VERSION
+            assert manifest.from_json(info.to_json()) == info
 
 
 def test_class_names_stay_legible(directory):
@@ -67,6 +81,10 @@ def _set(*path_and_value):
             "holdout",
         ),
         (_set("colour", "red"), "colour"),
+        (_set("sample", "yes"), "sample is 'yes'"),
+        (_set("image", "resize", "crop"), "resize is 'crop'"),
+        (lambda values: values.pop("sample"), "sample"),
+        (lambda values: values["image"].pop("resize"), "resize"),
         (lambda values: values.pop("image"), "image"),
         (lambda values: values["splits"]["test"].pop("shards"), "shards"),
     ],

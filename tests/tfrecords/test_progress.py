@@ -1,3 +1,5 @@
+import io
+
 import pytest
 
 from tfrecords.progress import Progress
@@ -22,3 +24,36 @@ def test_a_note_is_asked_for_only_when_it_is_shown(capsys):
 def test_units_done_before_do_not_count_for_the_rate():
     progress = Progress("job", total=1000, unit="photos", done=999, interval=60)
     assert progress.rate == 0
+
+
+def test_a_terminal_has_one_line_redrawn_and_the_cursor_below_it_at_the_end(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("tfrecords.progress._TERMINAL_SECONDS", 0.0)
+    terminal = Terminal()
+    with Progress("photos", total=4, unit="photos", file=terminal) as progress:
+        progress.update(1, lambda: "0 rejected")
+        progress.update(3, lambda: "3 rejected")
+    written = terminal.getvalue()
+    assert written.count("\n") == 1
+    assert written.endswith("\n")
+    first, last = [line for line in written.split("\r") if line.strip()]
+    assert "25%" in first
+    assert "4/4" in last
+    assert "3 rejected" in last
+
+
+def test_a_total_that_nobody_knows_is_left_out(capsys):
+    with Progress("prepare", total=None, unit="photos", interval=0.0) as progress:
+        progress.update(1234, lambda: "3 rejected")
+    line = capsys.readouterr().out
+    assert line.startswith("prepare: 1,234 photos, ")
+    assert line.endswith("/s, 3 rejected\n")
+
+
+def test_more_than_the_total_stays_at_the_total(capsys):
+    with Progress("prepare", total=10, unit="photos", interval=0.0) as progress:
+        progress.update(12)
+    assert capsys.readouterr().out == "prepare: 10/10 photos (100%)\n"

@@ -66,7 +66,7 @@ from absl import flags
 from pyarrow import csv as arrow_csv
 
 from benchmarks import opencv_pool, rounds
-from preprocess import shard, storage, survey
+from preprocess import photos, shard, storage, survey, tables
 from tfrecords import command, manifest
 from tfrecords.errors import FlagError
 
@@ -555,7 +555,8 @@ def _run_graph() -> dict[str, Any]:
         _SECONDS[stage] = 0.0
         for owner, name in functions:
             setattr(owner, name, _timed(stage, getattr(owner, name)))
-    shard._process = _closed_photos
+    for owner in (photos, photos.HELPERS):
+        vars(owner)["process"] = _closed_photos
     with _work_folder() as folder:
         if not FLAGS.input:
             source = _MadeUp(folder, *_sizes(FLAGS.rows))
@@ -623,11 +624,11 @@ def _timed(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _closed_photos(settings: shard.Settings, rows: list[shard._Row]) -> shard._Chunk:
-    """Stands in for `shard._process`: facts of photos that nobody opened, and no records."""
+def _closed_photos(_: photos.Settings, rows: list[photos.Row]) -> photos.Chunk:
+    """Stands in for `photos.process`: facts of photos that nobody opened, and no records."""
     box = (0.25, 0.25, 0.75, 0.75)
-    return shard._Chunk(b"", [shard._Written(row.label, box, 480, 640, False) for row in rows], [],
-                        {})  # fmt: skip
+    written = [photos.Written(row.label, box, 480, 640, False) for row in rows]
+    return photos.Chunk(b"", written, [], {})
 
 
 class _MadeUp:
@@ -649,8 +650,8 @@ class _MadeUp:
                 arrow_csv.write_csv(table, file, options)
 
     def _pieces(self) -> Iterator[np.ndarray]:
-        for start in range(0, self._rows, storage.TABLE_ROWS):
-            yield np.arange(start, min(start + storage.TABLE_ROWS, self._rows))
+        for start in range(0, self._rows, tables.ROWS_AT_MOST):
+            yield np.arange(start, min(start + tables.ROWS_AT_MOST, self._rows))
 
     def scan(self) -> Iterator[pa.Table]:
         """Lists the CSVs, and photos such as `train/class 000/00000000.jpg`."""
@@ -678,7 +679,7 @@ def _digits(numbers: np.ndarray, width: int) -> pa.Array:
 
 def _listed(paths: pa.Array, sizes: np.ndarray) -> pa.Table:
     columns = [paths, sizes, sizes * 0, sizes, sizes, pa.array([""] * len(sizes))]
-    return pa.table(columns, schema=storage.FILES)
+    return pa.table(columns, schema=tables.FILES)
 
 
 # Processes, folders and figures

@@ -32,34 +32,17 @@ from apache_beam.pvalue import AsDict, AsIter, AsSingleton, TaggedOutput
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from preprocess import annotations, join, shard, split, statistics, storage
+from preprocess import annotations, join, photos, shard, split, statistics, storage, tables
 from preprocess.facts import Facts, SumFacts, contradiction
 from preprocess.survey import PHOTO_PATH, Annotations
 
 LISTED: dict[str, list[pa.Table]] = {}
-"""By run, the files of its source (`storage.FILES`), where the driver has them and they are few: a
+"""By run, the files of its source (`tables.FILES`), where the driver has them and they are few: a
 worker in the driver's process need not list them again."""
 
 _REJECTED = "rejected-"  # begins the names of pieces of `rejected.jsonl`; a shard has its split's
 _ASSIGNED_ROWS = 1 << 19  # cut into shards at once
 _BUCKET_ROWS = 1 << 15  # aimed at: a bucket of twice as many is still one table
-
-_STRING, _I8, _F8 = pa.string(), pa.int64(), pa.float64()
-_FROM_CSV = [("file", _STRING), ("row", _I8), ("split", _STRING), ("name", _STRING)]
-ROWS = pa.schema(
-    [*_FROM_CSV, ("xmin", _F8), ("ymin", _F8), ("xmax", _F8), ("ymax", _F8),
-     ("label", pa.int32()), ("reason", _STRING), ("detail", _STRING)]
-)  # fmt: skip
-"""Rows as the CSVs have them; `name` in one Unicode form."""
-PHOTOS = pa.schema(
-    [("split", _STRING), ("folder", _STRING), ("label", pa.int32()), ("name", _STRING),
-     ("relative", _STRING), *[(field.name, field.type) for field in storage.FILES]]
-)  # fmt: skip
-"""Photos as the source has them."""
-REJECTED = pa.schema(
-    [("file", _STRING), ("row", _I8), ("photo", _STRING), ("reason", _STRING), ("detail", _STRING)]
-)
-"""Rows that are set aside."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +62,7 @@ class Settings:
         limit: only the first so many rows of each CSV, or None.
     """
 
-    shards: shard.Settings
+    shards: photos.Settings
     labels: dict[str, int]
     num_buckets: int
     seed: int
@@ -151,7 +134,7 @@ def build(pipeline: beam.Pipeline, settings: Settings, csvs: list[Annotations]) 
         | "NameCsvs" >> beam.Create(csvs, reshuffle=False)
         | "ReadRows" >> beam.ParDo(ReadRows(settings)).with_outputs("facts", main="rows")
     )
-    photos = (
+    listed = (
         pipeline
         | "NameSource" >> beam.Create([settings.shards.source], reshuffle=False)
         | "ListPhotos" >> beam.ParDo(ListPhotos(settings)).with_outputs("facts", main="photos")
@@ -159,13 +142,13 @@ def build(pipeline: beam.Pipeline, settings: Settings, csvs: list[Annotations]) 
     joined = (
         {
             "rows": rows.rows | "PartitionRows" >> _partition(settings.num_buckets),
-            "photos": photos.photos | "PartitionPhotos" >> _partition(settings.num_buckets),
+            "photos": listed.photos | "PartitionPhotos" >> _partition(settings.num_buckets),
         }
         | "GroupByBucket" >> beam.CoGroupByKey()
         | "Join" >> beam.ParDo(Join(settings)).with_outputs("rejected", "facts", main="good")
     )
     facts = (
-        (rows.facts, photos.facts, joined.facts)
+        (rows.facts, listed.facts, joined.facts)
         | "AllFacts" >> beam.Flatten()
         | "SumFacts" >> beam.CombineGlobally(SumFacts())
     )
@@ -202,7 +185,7 @@ def build(pipeline: beam.Pipeline, settings: Settings, csvs: list[Annotations]) 
 
 
 class ReadRows(beam.DoFn):
-    """Reads a CSV into tables of its rows (`ROWS`), bad ones among them, and `Facts` of it."""
+    """Reads a CSV into tables of rows (`tables.ROWS`), bad ones among them, and `Facts`."""
 
     def __init__(self, settings: Settings):
         self._settings = settings
@@ -227,11 +210,11 @@ class ReadRows(beam.DoFn):
             within = (numbers >= -0.01) & (numbers <= 1.01)
             facts.fractions[layout.file] += int(within.all(axis=1).sum())
             table = pa.Table.from_pandas(
-                some.assign(file=layout.file, split=layout.split)[ROWS.names],
-                ROWS,
+                some.assign(file=layout.file, split=layout.split)[tables.ROWS.names],
+                tables.ROWS,
                 preserve_index=False,
             )
-            at = ROWS.get_field_index("name")
+            at = tables.ROWS.get_field_index("name")
             yield table.set_column(at, "name", _composed(table["name"]))
             if left is not None:
                 left -= len(some)
@@ -241,7 +224,7 @@ class ReadRows(beam.DoFn):
 
 
 class ListPhotos(beam.DoFn):
-    """Lists a source's photos as tables (`PHOTOS`), and `Facts` of them."""
+    """Lists a source's photos as tables (`tables.PHOTOS`), and `Facts` of them."""
 
     def __init__(self, settings: Settings):
         self._settings = settings
@@ -262,13 +245,13 @@ class ListPhotos(beam.DoFn):
             facts.photos = facts.photos + _hash_photos(relative, table["size"])
             folders = columns["folder"].combine_chunks().dictionary_encode()
             labels = [settings.labels.get(name, 0) for name in folders.dictionary.to_pylist()]
-            columns |= {name: table[name] for name in storage.FILES.names}
+            columns |= {name: table[name] for name in tables.FILES.names}
             columns |= {
                 "name": _composed(columns["name"]),
                 "relative": relative,
                 "label": pa.array(np.array(labels, np.int32)[folders.indices.to_numpy()]),
             }
-            yield pa.table([columns[name] for name in PHOTOS.names], schema=PHOTOS)
+            yield pa.table([columns[name] for name in tables.PHOTOS.names], schema=tables.PHOTOS)
         yield TaggedOutput("facts", facts)
 
 
@@ -302,25 +285,7 @@ def partition(table: pa.Table, buckets: int) -> Iterator[tuple[int, pa.Table]]:
         return
     keys = np.array([join.bucket_key(name) for name in table["name"].to_pylist()], object)
     numbers = pd.util.hash_array(keys, categorize=False) % np.uint64(buckets)
-    yield from _cut(table, numbers.astype(np.int64))
-
-
-def _cut(table: pa.Table, numbers: np.ndarray) -> Iterator[tuple[int, pa.Table]]:
-    """Cuts a table by a number for each row."""
-    order = np.argsort(numbers, kind="stable")
-    values, starts = np.unique(numbers[order], return_index=True)
-    table = table.take(pa.array(order)).combine_chunks()
-    for value, start, end in zip(values.tolist(), starts, [*starts[1:], len(table)], strict=True):
-        yield value, table.slice(start, end - start)
-
-
-def _pieces(frame: pd.DataFrame, schema: pa.Schema) -> Iterator[pa.Table]:
-    yield from _bounded(pa.Table.from_pandas(frame[schema.names], schema, preserve_index=False))
-
-
-def _bounded(table: pa.Table) -> Iterator[pa.Table]:
-    for start in range(0, len(table), storage.TABLE_ROWS):
-        yield table.slice(start, storage.TABLE_ROWS)
+    yield from tables.cut(table, numbers.astype(np.int64))
 
 
 def _in_global_window(element: Any) -> WindowedValue:
@@ -330,7 +295,7 @@ def _in_global_window(element: Any) -> WindowedValue:
 
 
 class Join(beam.DoFn):
-    """Joins the rows and the photos of a bucket: `shard.ROWS`, `rejected` rows, and `Facts`."""
+    """Joins the rows and the photos of a bucket: `tables.JOINED`, `rejected` rows, and `Facts`."""
 
     def __init__(self, settings: Settings):
         self._settings = settings
@@ -340,11 +305,11 @@ class Join(beam.DoFn):
         settings, (_, sides) = self._settings, element
         rows, photos = (
             pa.concat_tables([schema.empty_table(), *sides[side]]).to_pandas()
-            for side, schema in (("rows", ROWS), ("photos", PHOTOS))
+            for side, schema in (("rows", tables.ROWS), ("photos", tables.PHOTOS))
         )
         joined = join.join(rows, photos, settings.class_names)
         facts = Facts(shared=Counter(joined.shared))
-        for table in _pieces(joined.rejected, REJECTED):
+        for table in tables.from_frame(joined.rejected, tables.REJECTED):
             facts.add_rejected(zip(*(column.to_pylist() for column in table.columns), strict=True))
             yield TaggedOutput("rejected", table)
         for _, name, label, total, found in joined.classes.itertuples():
@@ -360,7 +325,7 @@ class Join(beam.DoFn):
         yield TaggedOutput("facts", facts)
         good = joined.good.astype(dict.fromkeys(("size", "offset", "stored", "stamp"), "int64"))
         good["key"] = split.hashes(pa.array(good["relative"]), settings.seed)
-        yield from _pieces(good, shard.ROWS)
+        yield from tables.from_frame(good, tables.JOINED)
 
 
 def judge(facts: Facts, settings: Settings) -> str:
@@ -477,8 +442,8 @@ def assign_shards(
     ):
         if mine.any():
             numbers = split.shard_numbers(keys[mine], counts[name])
-            for number, rows in _cut(table.filter(pa.array(mine)), numbers):
-                for piece in _bounded(rows):
+            for number, rows in tables.cut(table.filter(pa.array(mine)), numbers):
+                for piece in tables.bounded(rows):
                     yield split.shard_name(name, number, counts[name]), piece
 
 
@@ -488,19 +453,19 @@ def name_shards(
     """Names every shard once, with no rows: one that gets none is a file too."""
     for name, count in counts_of_shards((one for _, one in draws), settings).items():
         for number in range(count):
-            yield split.shard_name(name, number, count), shard.ROWS.empty_table()
+            yield split.shard_name(name, number, count), tables.JOINED.empty_table()
 
 
 def cut_rejected(table: pa.Table, files: list[str]) -> Iterator[tuple[str, pa.Table]]:
     """Cuts rejected rows into pieces of `rejected.jsonl`, by CSV and line.
 
     Args:
-        table: `REJECTED`.
+        table: `tables.REJECTED`.
         files: the CSVs in the order that they have in the list.
     """
-    blocks = table["row"].to_numpy() // storage.TABLE_ROWS
+    blocks = table["row"].to_numpy() // tables.ROWS_AT_MOST
     places = pc.index_in(table["file"], value_set=pa.array(files)).to_numpy()
-    for number, rows in _cut(table, blocks * len(files) + places):
+    for number, rows in tables.cut(table, blocks * len(files) + places):
         block, place = divmod(number, len(files))
         yield f"{_REJECTED}{place:02d}-{block:08d}", rows
 

@@ -78,6 +78,7 @@ flags.DEFINE_bool(
     "follow_links", False, "read links that lead out of the input folder", flag_values=FLAGS
 )
 
+_MANY_FILES = 500  # of the input; fewer are done before a process has started
 _EXAMPLES = 5  # rows that a message or the summary names
 _NOT_IN_PARAMETERS = ("input", "output", "overwrite", "max_rejected", "follow_links")
 
@@ -115,7 +116,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(beam_flags: list[str], started: float) -> None:
     """Surveys the input, runs the pipeline, publishes what it made."""
     with extra("preprocess"), quiet_imports():
-        from preprocess import pipeline, progress, publish, runner, storage, survey
+        from preprocess import (
+            photos,
+            pipeline,
+            progress,
+            publish,
+            runner,
+            shard,
+            storage,
+            survey,
+        )  # fmt: skip
     options = runner.options(beam_flags)
     graph = runner.pipeline(options)
     for flag in ("input", "output"):
@@ -136,11 +146,16 @@ def _run(beam_flags: list[str], started: float) -> None:
         if note := publish.start(output, fingerprint):
             print(f"  {note}")
         settings = _settings(place, seen, output, fingerprint)
+        if runner.is_local(options) and seen.num_files > _MANY_FILES:
+            photos.HELPERS.start(shard.num_threads())  # they are ready when the join is
         pipeline.LISTED[output.run] = seen.tables
         pipeline.build(graph, settings, seen.csvs)
         print(f"  joining rows and photos, after {time.monotonic() - started:.1f} s", flush=True)
-        with progress.shown(progress.Counts(output.incomplete, output.run)):
-            runner.run(graph, options)
+        try:
+            with progress.shown(progress.Counts(output.incomplete, output.run)):
+                runner.run(graph, options)
+        finally:
+            photos.HELPERS.stop()
         report = publish.read_report(output)
         rejected = _require_usable(report, output)
         contents = _contents(place, parameters, seen, report, rejected)
@@ -200,12 +215,12 @@ def _parameters() -> dict[str, Any]:
 def _settings(
     place: str, seen: "Survey", output: "publish.Output", fingerprint: str
 ) -> "pipeline.Settings":
-    from preprocess import pipeline, shard
+    from preprocess import photos, pipeline
     from tfrecords import image
 
     csv_bytes = sum(csv.entry.size for csv in seen.csvs)
     return pipeline.Settings(
-        shards=shard.Settings(
+        shards=photos.Settings(
             source=place,
             follow_links=FLAGS.follow_links,
             folder=output.incomplete,

@@ -72,7 +72,7 @@ def run(graph: beam.Pipeline, parsed: pipeline_options.PipelineOptions) -> None:
                 f"{reason}. What is whole is kept: when the cause is gone, run the same command"
                 " again and it goes on from there."
             ) from None
-        if _is_local(parsed):
+        if is_local(parsed):
             raise  # a defect: its traceback is of use
         raise _failed(parsed, error) from None
 
@@ -108,7 +108,8 @@ def _require_job_server(parsed: pipeline_options.PipelineOptions) -> None:
         ) from None
 
 
-def _is_local(parsed: pipeline_options.PipelineOptions) -> bool:
+def is_local(parsed: pipeline_options.PipelineOptions) -> bool:
+    """Whether the pipeline runs in this process, or in others that it starts."""
     return parsed.view_as(pipeline_options.StandardOptions).runner in (None, "DirectRunner")
 
 
@@ -118,7 +119,7 @@ def _local_runner(parsed: pipeline_options.PipelineOptions) -> Any:
     Beam's `DirectRunner` first looks for the binary of another runner on the internet, and falls
     back to this one where it finds none.
     """
-    if not _is_local(parsed):
+    if not is_local(parsed):
         return None
     from apache_beam.portability.api import beam_provision_api_pb2
     from apache_beam.runners.portability.fn_api_runner import fn_runner

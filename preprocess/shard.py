@@ -18,70 +18,21 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess import storage
-from tfrecords import example, image
-
-ROWS = pa.schema(
-    [
-        ("file", pa.string()),  # the CSV
-        ("row", pa.int64()),  # its line, from 1
-        ("relative", pa.string()),  # the photo's path: train|test/<class folder>/<file>
-        ("path", pa.string()),  # and where the source has it: `storage.FILES`
-        ("size", pa.int64()),
-        ("offset", pa.int64()),
-        ("stored", pa.int64()),
-        ("stamp", pa.int64()),
-        ("xmin", pa.float64()),  # box in pixels or fractions of the photo
-        ("ymin", pa.float64()),
-        ("xmax", pa.float64()),
-        ("ymax", pa.float64()),
-        ("label", pa.int32()),  # class, from 1
-        ("split", pa.string()),
-        ("key", pa.uint64()),  # hash of the relative path
-    ]
-)
-"""Rows that have found their photos."""
+from preprocess import photos, storage, tables
+from preprocess.photos import Chunk, Row, Settings, Written
 
 CHUNK_PHOTOS = 32
+_WORTH_PROCESSES = 64  # photos of a shard; fewer are done before a process has started
 _CHUNK_BYTES = 16 << 20
 _PROGRESS_SECONDS = 1.0
 _PROGRESS_SECONDS_REMOTE = 15.0
 
 BOX_MEASURES = ("center_x", "center_y", "width", "height", "area", "aspect")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a worker needs to know to make any shard.
-
-    Attributes:
-        source: path of the folder, zip or bucket.
-        follow_links: whether links that lead out of a folder are followed.
-        folder: the incomplete folder, which all workers share.
-        image: how photos are stored.
-        box_unit: `pixel`, or `fraction` of the photo.
-        class_names: label = index + 1.
-        fingerprint: of the options and libraries, hex.
-        run: names this run of the pipeline and its own files in the incomplete folder.
-    """
-
-    source: str
-    follow_links: bool
-    folder: str
-    image: image.ImageOptions
-    box_unit: str
-    class_names: tuple[str, ...]
-    fingerprint: str
-    run: str
-
-    def open_source(self) -> storage.Source:
-        """Opens the source, once in a process."""
-        return storage.opened(self.source, self.follow_links, self.run)
 
 
 @dataclass
@@ -150,14 +101,14 @@ class ShardWriter:
         self._settings = settings
         self._pool = _pool()
         self._limit = 2 * num_threads() + 1
-        self._queue: deque[tuple[_OpenShard, Future[_Chunk] | None]] = deque()
+        self._queue: deque[tuple[_OpenShard, Future[Chunk] | None]] = deque()
 
     def add(self, name: str, rows: pa.Table) -> list[Result]:
         """Queues a shard; returns when all its chunks have been taken up.
 
         Args:
             name: of the shard.
-            rows: of it (`ROWS`), in any order.
+            rows: of it (`tables.JOINED`), in any order.
 
         Returns:
             The shards that were finished meanwhile.
@@ -174,9 +125,14 @@ class ShardWriter:
         if whole:
             return [whole]
         shard = _OpenShard(self._settings, name, stored_as)
+        # Waiting for a network is what threads do as well as processes.
+        in_processes = len(rows) >= _WORTH_PROCESSES and not storage.is_remote(
+            self._settings.source
+        )
+        process = photos.HELPERS.process if in_processes else photos.process
         for chunk in _chunks(rows):
             self._shrink(self._limit - 1, finished)
-            future = self._pool.submit(_process, self._settings, chunk)
+            future = self._pool.submit(process, self._settings, chunk)
             self._queue.append((shard, future))
         self._queue.append((shard, None))
         return finished
@@ -213,33 +169,9 @@ class ShardWriter:
 
 
 def num_threads() -> int:
-    """One more than there are cores: one of them waits for the interpreter or the disk."""
+    """One more than there are cores: one of them waits for the driver or the disk."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return 1 + (cores or 1)
-
-
-class _Row(NamedTuple):
-    file: str
-    row: int
-    photo: str
-    entry: storage.Entry
-    box: tuple[float, float, float, float]
-    label: int
-
-
-class _Written(NamedTuple):
-    label: int
-    box: tuple[float, float, float, float]
-    height: int
-    width: int
-    clipped: bool
-
-
-class _Chunk(NamedTuple):
-    framed: bytes
-    written: list[_Written]
-    rejected: list[dict[str, Any]]
-    damaged: dict[str, str]
 
 
 class _OpenShard:
@@ -253,10 +185,10 @@ class _OpenShard:
         self._opened = contextlib.ExitStack()
         self._sha256 = hashlib.sha256()
         self._result = Result(name, stored_as)
-        self._written: list[_Written] = []
+        self._written: list[Written] = []
         self._reported = time.monotonic()
 
-    def write(self, chunk: _Chunk) -> None:
+    def write(self, chunk: Chunk) -> None:
         if self._file is None:
             self._file = self._opened.enter_context(storage.create(self._path))
         self._file.write(chunk.framed)
@@ -269,7 +201,7 @@ class _OpenShard:
 
     def close(self) -> Result:
         if self._file is None:
-            self.write(_Chunk(b"", [], [], {}))
+            self.write(Chunk(b"", [], [], {}))
         self._opened.close()
         result = self._result
         result.num_examples = len(self._written)
@@ -325,7 +257,7 @@ def published(folder: str) -> str:
 def _fingerprint(rows: pa.Table) -> str:
     """Hashes every value of every column; strings with their lengths."""
     digest = hashlib.sha256()
-    for name in ROWS.names:
+    for name in tables.JOINED.names:
         column = rows[name].combine_chunks()
         if pa.types.is_string(column.type):
             digest.update(pc.binary_length(column).to_numpy().tobytes())
@@ -335,11 +267,11 @@ def _fingerprint(rows: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _chunks(rows: pa.Table) -> Iterator[list[_Row]]:
+def _chunks(rows: pa.Table) -> Iterator[list[Row]]:
     """Cuts rows into chunks of so many photos, and so many bytes of them."""
-    chunk: list[_Row] = []
+    chunk: list[Row] = []
     size = 0
-    for batch in rows.select(ROWS.names[:13]).to_batches(max_chunksize=1024):
+    for batch in rows.select(tables.JOINED.names[:13]).to_batches(max_chunksize=1024):
         for file, row, photo, path, length, offset, stored, _, *box, label in zip(
             *(column.to_pylist() for column in batch.columns), strict=True
         ):
@@ -347,75 +279,13 @@ def _chunks(rows: pa.Table) -> Iterator[list[_Row]]:
                 yield chunk
                 chunk, size = [], 0
             entry = storage.Entry(path, length, offset, stored)
-            chunk.append(_Row(file, row, photo, entry, tuple(box), label))
+            chunk.append(Row(file, row, photo, entry, tuple(box), label))
             size += length
     if chunk:
         yield chunk
 
 
-def _process(settings: Settings, rows: list[_Row]) -> _Chunk:
-    """Reads, prepares and frames the photos of a chunk."""
-    source = settings.open_source()
-    framed: list[bytes] = []
-    written: list[_Written] = []
-    rejected: list[dict[str, Any]] = []
-    damaged: dict[str, str] = {}
-    for row in rows:
-        try:
-            data = _read(source, row.entry)
-            photo = image.prepare(data, settings.image)
-            record, facts = _record(settings, row, data, photo)
-        except image.Rejected as why:
-            rejected.append(
-                {"file": row.file, "row": row.row, "photo": row.photo,
-                 "reason": why.reason, "detail": why.detail}
-            )  # fmt: skip
-            continue
-        if photo.damage:
-            damaged[row.photo] = photo.damage
-        framed.append(example.frame(example.encode(record)))
-        written.append(facts)
-    return _Chunk(b"".join(framed), written, rejected, damaged)
-
-
-def _read(source: storage.Source, entry: storage.Entry) -> bytes:
-    if entry.size > storage.MAX_PHOTO_BYTES:
-        raise image.Rejected(
-            "too_large",
-            f"a file of {entry.size} bytes; photos of up to {storage.MAX_PHOTO_BYTES} are read",
-        )
-    try:
-        return source.read(entry)
-    # These say something about the photo. Other errors (a network that fails, a disk that
-    # breaks) say something about the machine, and must not cost rows.
-    except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise image.Rejected("unreadable", str(error)) from None
-
-
-def _record(
-    settings: Settings, row: _Row, data: bytes, photo: image.Photo
-) -> tuple[example.Record, _Written]:
-    height, width = photo.original_height, photo.original_width
-    box = row.box
-    if settings.box_unit == "fraction":
-        box = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
-    fractions, clipped = image.normalize_box(box, height, width)
-    record = example.Record(
-        encoded=photo.encoded,
-        height=settings.image.height,
-        width=settings.image.width,
-        original_height=height,
-        original_width=width,
-        filename=row.photo,
-        sha256=hashlib.sha256(data).hexdigest(),
-        bbox=image.place_box(fractions, photo.content, settings.image),
-        label=row.label,
-        text=settings.class_names[row.label - 1],
-    )
-    return record, _Written(row.label, fractions, height, width, clipped)
-
-
-def _add_statistics(result: Result, written: list[_Written]) -> None:
+def _add_statistics(result: Result, written: list[Written]) -> None:
     result.class_counts.update(one.label for one in written)
     result.heights.update(one.height for one in written)
     result.widths.update(one.width for one in written)
@@ -427,7 +297,7 @@ def _add_statistics(result: Result, written: list[_Written]) -> None:
         result.boxes[name] = [math.fsum(values), squares, min(values), max(values)]
 
 
-def _measures(one: _Written) -> tuple[float, ...]:
+def _measures(one: Written) -> tuple[float, ...]:
     xmin, ymin, xmax, ymax = one.box
     width, height = xmax - xmin, ymax - ymin
     aspect = width * one.width / (height * one.height)

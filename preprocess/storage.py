@@ -24,11 +24,12 @@ import zipfile
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple, Protocol
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 
 from tfrecords.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MAX_PHOTO_BYTES = 128 << 20  # a file larger than this is no photo; it is refused unread
 
@@ -42,6 +43,9 @@ _HIDDEN = "hidden: its name begins with a dot. Rename it if it belongs to the da
 # Whether a zip member's name needs a closer look: most do not, and there may be millions.
 _UNUSUAL = re.compile(r"^/|^[A-Za-z]:|/$|(^|/)[._Td]|\\|[^\x20-\x7e]")
 
+_ZIP_HEADER, _ZIP_DESCRIPTOR = 30, 8  # bytes before a member's name, and of checksums behind it
+_ZIP_EXTRA = 64  # bytes of extra fields, as most zips have them
+
 # What Beam's file systems import when they are first used, and the extra that brings it.
 _EXTRAS = {
     "gs": ("google.cloud.storage", "gcp"),
@@ -50,25 +54,11 @@ _EXTRAS = {
     "hdfs": ("hdfs", "hadoop"),
 }
 
-_File = tuple[str, int, int, int, int, str]  # a row of `FILES`
-
-FILES = pa.schema(
-    [
-        ("path", pa.string()),  # relative to the source, with `/`
-        ("size", pa.int64()),  # in bytes, as it will be read
-        ("offset", pa.int64()),  # where it begins: of its header in a zip, else 0
-        ("stored", pa.int64()),  # bytes that it takes up: fewer than `size` where a zip packs it
-        ("stamp", pa.int64()),  # changes when the file's bytes change: modification time or CRC
-        ("problem", pa.string()),  # why it must not be read; mostly empty
-    ]
-)
-"""What a source says of its files."""
-
-TABLE_ROWS = 1 << 16  # rows of the largest table that moves through the pipeline
+_File = tuple[str, int, int, int, int, str]  # a row of `tables.FILES`
 
 
 class Entry(NamedTuple):
-    """One file of a source; the fields are those of `FILES`."""
+    """One file of a source; the fields are those of `tables.FILES`."""
 
     path: str
     size: int
@@ -79,8 +69,8 @@ class Entry(NamedTuple):
 class Source(Protocol):
     """A place that holds a data set."""
 
-    def scan(self) -> Iterator[pa.Table]:
-        """Lists every file, in tables (`FILES`) of at most `TABLE_ROWS` rows, in any order.
+    def scan(self) -> "Iterator[pa.Table]":
+        """Lists every file, in tables (`tables.FILES`), in any order.
 
         Raises:
             UserError: the source cannot be listed.
@@ -138,7 +128,7 @@ class Folder:
         self._root = os.path.realpath(root)
         self._follow_links = follow_links
 
-    def scan(self) -> Iterator[pa.Table]:
+    def scan(self) -> "Iterator[pa.Table]":
         """Walks the folder, the top first; links are refused where they lead out of it.
 
         A folder is listed once: under its own name, or the first of the links to it.
@@ -194,7 +184,7 @@ class Zip:
         self._read_at = _ranges(path)
         self._path = path
 
-    def scan(self) -> Iterator[pa.Table]:
+    def scan(self) -> "Iterator[pa.Table]":
         """Lists the members; those whose paths lead out of the zip are refused."""
         return _tables(self._members())
 
@@ -221,18 +211,23 @@ class Zip:
 
     def read(self, entry: Entry) -> bytes:
         """Reads and inflates one member, never more than its declared size."""
-        header = self._read_at(entry.offset, 30)
-        if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise ValueError("the zip is damaged: no member where its directory says")
-        flags, method = struct.unpack_from("<HH", header, 6)
-        crc = struct.unpack_from("<I", header, 14)[0]
-        name_length, extra_length = struct.unpack_from("<HH", header, 26)
         if entry.stored > 2 * entry.size + 1024:
             raise ValueError(
                 f"the zip's directory gives {entry.stored} bytes to a member of {entry.size}"
             )
-        data = self._read_at(entry.offset + 30 + name_length + extra_length, entry.stored + 8)
-        data, descriptor = data[: entry.stored], data[entry.stored :]
+        # A guess at where the data ends: the lengths stand in the header.
+        guess = _ZIP_HEADER + len(entry.path) + _ZIP_EXTRA + entry.stored + _ZIP_DESCRIPTOR
+        block = self._read_at(entry.offset, guess)
+        if len(block) < _ZIP_HEADER or block[:4] != b"PK\x03\x04":
+            raise ValueError("the zip is damaged: no member where its directory says")
+        flags, method = struct.unpack_from("<HH", block, 6)
+        crc, _, _, name_length, extra_length = struct.unpack_from("<IIIHH", block, 14)
+        start = _ZIP_HEADER + name_length + extra_length
+        end = start + entry.stored
+        if len(block) < end + _ZIP_DESCRIPTOR:
+            more = end + _ZIP_DESCRIPTOR - len(block)
+            block += self._read_at(entry.offset + len(block), more)
+        data, descriptor = block[start:end], block[end : end + _ZIP_DESCRIPTOR]
         if flags & 1:
             raise ValueError("the zip member is encrypted")
         if method == zipfile.ZIP_DEFLATED:
@@ -256,7 +251,7 @@ class Bucket:
     def __init__(self, root: str):
         self._root = root.rstrip("/")
 
-    def scan(self) -> Iterator[pa.Table]:
+    def scan(self) -> "Iterator[pa.Table]":
         """Lists every object under the path."""
         return _tables(self._objects())
 
@@ -432,13 +427,17 @@ def _is_text(path: str) -> bool:
     return True
 
 
-def _tables(files: Iterator[_File]) -> Iterator[pa.Table]:
-    while some := list(itertools.islice(files, TABLE_ROWS)):
+def _tables(files: Iterator[_File]) -> "Iterator[pa.Table]":
+    import pyarrow as pa  # who only reads photos does without
+
+    from preprocess import tables
+
+    while some := list(itertools.islice(files, tables.ROWS_AT_MOST)):
         columns = [
             pa.array(column, field.type)
-            for column, field in zip(zip(*some, strict=True), FILES, strict=True)
+            for column, field in zip(zip(*some, strict=True), tables.FILES, strict=True)
         ]
-        yield pa.Table.from_arrays(columns, schema=FILES)
+        yield pa.Table.from_arrays(columns, schema=tables.FILES)
 
 
 def _member_path(info: zipfile.ZipInfo) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess import annotations, folders, storage
+from preprocess import annotations, folders, storage, tables
 from tfrecords.errors import UserError
 
 PHOTO_PATH = r"(?:^|/)(?P<split>train|test)/(?P<folder>[^/]+)/(?P<name>[^/]+)$"
@@ -41,7 +41,7 @@ class Survey:
         labels: class folder to label; folders that fit no class are absent.
         csvs: the annotation CSVs that have rows.
         num_files: files of the source.
-        tables: those files (`storage.FILES`), where they fit into one table, else nothing.
+        tables: those files (`tables.FILES`), where they fit into one table, else nothing.
         notes: sentences for the user.
     """
 
@@ -60,10 +60,10 @@ def survey(source: storage.Source) -> Survey:
         UserError: something is missing, or cannot be understood, and what to do about it.
     """
     seen = _Seen()
-    tables: list[pa.Table] = []
+    few: list[pa.Table] = []
     for table in source.scan():
         seen.add(table)
-        tables = [*tables, table] if seen.num_files <= storage.TABLE_ROWS else []
+        few = [*few, table] if seen.num_files <= tables.ROWS_AT_MOST else []
     class_folders = sorted(seen.class_folders)
     names_entry = seen.csv(annotations.NAMES)
     if names_entry is None:
@@ -96,7 +96,7 @@ def survey(source: storage.Source) -> Survey:
             "there are no photos: none at train/<class folder>/<file> or test/<class folder>/<file>"
             f" at any depth.{seen.hint()}"
         )
-    return Survey(class_names, labels, csvs, seen.num_files, tables, notes)
+    return Survey(class_names, labels, csvs, seen.num_files, few, notes)
 
 
 @dataclass

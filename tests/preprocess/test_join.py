@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from preprocess import pipeline
+from preprocess import tables
 from preprocess.join import Joined, bucket_key, join, normalized
 
 CLASSES = ["Audi", "BMW", "Fiat"]
@@ -27,7 +27,7 @@ def rows_of(*lines: dict, file: str = "anno_train.csv") -> pd.DataFrame:
     box = {"xmin": 1.0, "ymin": 2.0, "xmax": 30.0, "ymax": 40.0}
     return frame(
         [usual | box | {"file": file, "row": i} | line for i, line in enumerate(lines, 1)],
-        pipeline.ROWS,
+        tables.ROWS,
     )
 
 
@@ -41,7 +41,7 @@ def photos_of(*paths: str, **more) -> pd.DataFrame:
              "relative": f"{split}/{folder}/{name}", "path": path, "size": 100 + number,
              "offset": 0, "stored": 100 + number, "stamp": STAMP + number, "problem": ""} | more
         )  # fmt: skip
-    return frame(values, pipeline.PHOTOS)
+    return frame(values, tables.PHOTOS)
 
 
 def rejected(joined: Joined) -> list[tuple[int, str, str, str]]:

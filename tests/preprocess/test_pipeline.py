@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from preprocess import join, pipeline, shard, split, statistics, storage, survey
+from preprocess import join, pipeline, shard, split, statistics, storage, survey, tables
 from tests.preprocess import photo_sets
 from tfrecords import example, image
 
@@ -96,7 +96,7 @@ def rows_table(names: list[str], labels: list[int], file: str = TRAIN_CSV) -> pa
               "split": [file[5:-4]] * count, "xmin": [1.0] * count, "ymin": [2.0] * count,
               "xmax": [30.0] * count, "ymax": [40.0] * count, "reason": [""] * count,
               "detail": [""] * count}  # fmt: skip
-    return pa.table([pa.array(values[f.name], f.type) for f in pipeline.ROWS], pipeline.ROWS)
+    return pa.table([pa.array(values[f.name], f.type) for f in tables.ROWS], tables.ROWS)
 
 
 def photos_table(names: list[str], labels: list[int], part: str = "train") -> pa.Table:
@@ -108,7 +108,7 @@ def photos_table(names: list[str], labels: list[int], part: str = "train") -> pa
               "relative": paths, "path": paths, "size": range(100, 100 + count),
               "offset": [0] * count, "stored": range(100, 100 + count),
               "stamp": range(STAMP, STAMP + count), "problem": [""] * count}  # fmt: skip
-    return pa.table([pa.array(values[f.name], f.type) for f in pipeline.PHOTOS], pipeline.PHOTOS)
+    return pa.table([pa.array(values[f.name], f.type) for f in tables.PHOTOS], tables.PHOTOS)
 
 
 def joined_table(paths: list[str], labels: list[int], seed: int = 42) -> pa.Table:
@@ -117,8 +117,8 @@ def joined_table(paths: list[str], labels: list[int], seed: int = 42) -> pa.Tabl
     values = {"file": [TRAIN_CSV] * count, "row": range(1, count + 1), "relative": paths,
               "path": paths, "label": labels, "split": [path.split("/")[0] for path in paths],
               "key": split.hashes(pa.array(paths), seed)}  # fmt: skip
-    columns = [pa.array(values.get(f.name, [1] * count), f.type) for f in shard.ROWS]
-    return pa.table(columns, shard.ROWS)
+    columns = [pa.array(values.get(f.name, [1] * count), f.type) for f in tables.JOINED]
+    return pa.table(columns, tables.JOINED)
 
 
 def rows_and_photos() -> tuple[list[pa.Table], list[pa.Table]]:
@@ -217,7 +217,7 @@ def test_buckets_are_as_many_as_rows_or_photos_need():
 
 def test_no_table_outgrows_its_size(tmp_path):
     """150,000 rows, half of them without a photo, through partition, Join and the shards."""
-    count, most = 150_000, storage.TABLE_ROWS
+    count, most = 150_000, tables.ROWS_AT_MOST
     names = [f"{i:06d}.jpg" for i in range(count)]
     rows = [rows_table(some, [1] * len(some)) for some in cut(names, most)]
     photos = [photos_table(some, [1] * len(some)) for some in cut(names[::2], most)]
@@ -232,10 +232,10 @@ def test_no_table_outgrows_its_size(tmp_path):
             good.append(out)
         elif out.tag == "rejected":
             rejected.append(out.value)
-    for tables in (good, rejected):
-        assert sum(map(len, tables)) == count // 2
-        assert max(map(len, tables)) <= most
-        assert len(tables) == 2
+    for some in (good, rejected):
+        assert sum(map(len, some)) == count // 2
+        assert max(map(len, some)) <= most
+        assert len(some) == 2
     draws = {1: split.draw([table["key"].to_numpy().tobytes() for table in good], 0, 0.2)}
     parts = [part for table in good for _, part in pipeline.assign_shards(table, settings, draws)]
     parts += [part for table in rejected for _, part in pipeline.cut_rejected(table, [TRAIN_CSV])]
@@ -340,7 +340,7 @@ def test_a_split_without_photos_has_no_shards(tmp_path):
 
 def test_rejected_rows_are_cut_into_pieces_that_come_in_order():
     """By file and row, if their names are sorted, and each small enough for one worker."""
-    rows = [0, 1, storage.TABLE_ROWS - 1, storage.TABLE_ROWS, 3 * storage.TABLE_ROWS + 5]
+    rows = [0, 1, tables.ROWS_AT_MOST - 1, tables.ROWS_AT_MOST, 3 * tables.ROWS_AT_MOST + 5]
     files = ["anno_test.csv", TRAIN_CSV]
     values = [
         {"file": file, "row": row, "photo": "p", "reason": "r", "detail": "d"}
@@ -349,13 +349,13 @@ def test_rejected_rows_are_cut_into_pieces_that_come_in_order():
     ]
     pieces = []
     for some in (values[:3], values[3:]):  # as two buckets of the join may give them
-        pieces += pipeline.cut_rejected(pa.Table.from_pylist(some, pipeline.REJECTED), files)
+        pieces += pipeline.cut_rejected(pa.Table.from_pylist(some, tables.REJECTED), files)
     grouped = collections.defaultdict(list)
     for key, piece in pieces:
         grouped[key] += zip(piece["file"].to_pylist(), piece["row"].to_pylist(), strict=True)
     assert len(grouped) == 2 * 3
     for found in grouped.values():
-        assert len({(file, row // storage.TABLE_ROWS) for file, row in found}) == 1
+        assert len({(file, row // tables.ROWS_AT_MOST) for file, row in found}) == 1
     in_order = [row for key in sorted(grouped) for row in sorted(grouped[key])]
     assert in_order == sorted((file, row) for file in files for row in rows)
 
@@ -366,7 +366,7 @@ def test_with_a_refusal_no_photo_is_opened(tmp_path):
     bad = pa.Table.from_pylist(
         [{"file": TRAIN_CSV, "row": row, "photo": "ë", "reason": "r", "detail": "d"}
          for row in (7, 5)],
-        pipeline.REJECTED,
+        tables.REJECTED,
     )  # fmt: skip
     ((piece, bad),) = pipeline.cut_rejected(bad, [TRAIN_CSV])
     with TestPipeline(runner=FnApiRunner()) as graph:
@@ -412,9 +412,9 @@ def test_rows_are_read_as_tables_and_counted(tmp_path, limit):
     photo_sets.replace_row(root / TRAIN_CSV, 2, "broken")
     seen = survey.survey(storage.open_source(str(root)))
     settings = settings_of(root, seen, tmp_path / "out", limit=limit)
-    *tables, tagged = pipeline.ReadRows(settings).process(seen.csvs[0])
-    assert all(table.schema == pipeline.ROWS for table in tables)
-    rows = [row for table in tables for row in table.to_pylist()]
+    *parts, tagged = pipeline.ReadRows(settings).process(seen.csvs[0])
+    assert all(table.schema == tables.ROWS for table in parts)
+    rows = [row for table in parts for row in table.to_pylist()]
     count = min(6, limit or 6)
     assert [row["row"] for row in rows] == [1, 2, 3, 4, 5, 6][:count]
     assert [row["row"] for row in rows if row["reason"]] == [2][: count - 1]
@@ -456,9 +456,9 @@ def test_photos_are_listed_with_their_classes(tmp_path):
     listed = {}
     for known in ([], seen.tables):  # listed anew, and as the driver left it
         pipeline.LISTED[settings.shards.run] = known
-        *tables, tagged = pipeline.ListPhotos(settings).process(settings.shards.source)
-        assert all(table.schema == pipeline.PHOTOS for table in tables)
-        rows = [row for table in tables for row in table.to_pylist()]
+        *parts, tagged = pipeline.ListPhotos(settings).process(settings.shards.source)
+        assert all(table.schema == tables.PHOTOS for table in parts)
+        rows = [row for table in parts for row in table.to_pylist()]
         listed[len(listed)] = sorted(row["path"] for row in rows), tagged.value.photos.tolist()
         labels = {(row["folder"], join.normalized(row["name"])): row["label"] for row in rows}
         assert labels[photo_sets.FOLDERS[0], "ë.jpg"] == 1

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from preprocess import publish, run, runner, shard, storage
+from preprocess import photos, publish, run, runner, storage
 from tests.preprocess import photo_sets
 from tfrecords import example, manifest, reader
 from tfrecords.errors import FlagError, UserError
@@ -200,7 +200,7 @@ def test_too_many_rejected_stop_the_job_and_say_which(cars, output):
 
 def test_rows_rejected_before_any_photo_is_opened_stop_the_job_at_once(cars, output, monkeypatch):
     shutil.rmtree(cars / "car_data" / "train" / photo_sets.FOLDERS[2])
-    monkeypatch.setattr(shard, "_process", lambda *_: pytest.fail("a photo was opened"))
+    monkeypatch.setattr(photos, "process", lambda *_: pytest.fail("a photo was opened"))
     with pytest.raises(UserError, match="8 missing_photo"):
         run.main(photo_sets.flags(cars, output))
 
@@ -381,7 +381,7 @@ def test_a_disk_that_breaks_fails_the_job_and_costs_no_row(cars, output, monkeyp
 
 
 def test_an_interrupt_is_an_interrupt_and_what_is_done_is_kept(cars, output, monkeypatch, capsys):
-    really, calls = shard._process, []
+    really, calls = photos.process, []
 
     def process(*arguments):
         calls.append(arguments)
@@ -389,7 +389,7 @@ def test_an_interrupt_is_an_interrupt_and_what_is_done_is_kept(cars, output, mon
             raise KeyboardInterrupt
         return really(*arguments)
 
-    monkeypatch.setattr(shard, "_process", process)
+    monkeypatch.setattr(photos, "process", process)
     with pytest.raises(KeyboardInterrupt):
         run.main(photo_sets.flags(cars, output, "--train_shards=6"))
     assert not output.exists()

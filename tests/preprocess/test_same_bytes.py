@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from preprocess import run, shard
+from preprocess import photos, run, shard
 from tests.preprocess import photo_sets
 
 
@@ -44,9 +44,20 @@ def test_any_number_of_threads(cars, expected, tmp_path, monkeypatch, threads):
     assert photo_sets.contents(tmp_path / "out") == expected
 
 
-@pytest.mark.parametrize(("photos", "size"), [(1, 1 << 20), (7, 1 << 20), (1000, 3000)])
-def test_any_size_of_chunks(cars, expected, tmp_path, monkeypatch, photos, size):
-    monkeypatch.setattr(shard, "CHUNK_PHOTOS", photos)
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_any_number_of_processes(cars, expected, tmp_path, monkeypatch, processes):
+    monkeypatch.setattr(shard, "num_threads", lambda: processes)
+    monkeypatch.setattr(shard, "_WORTH_PROCESSES", 1)
+    monkeypatch.setattr(photos, "process", lambda *_: pytest.fail("in this process"))
+    shard._pool.cache_clear()
+    run.main(photo_sets.flags(cars, tmp_path / "out", *SHARDS))
+    shard._pool.cache_clear()
+    assert photo_sets.contents(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1 << 20), (7, 1 << 20), (1000, 3000)])
+def test_any_size_of_chunks(cars, expected, tmp_path, monkeypatch, count, size):
+    monkeypatch.setattr(shard, "CHUNK_PHOTOS", count)
     monkeypatch.setattr(shard, "_CHUNK_BYTES", size)
     run.main(photo_sets.flags(cars, tmp_path / "out", *SHARDS))
     assert photo_sets.contents(tmp_path / "out") == expected

@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from preprocess import storage
+from preprocess import storage, tables
 from tests.preprocess import photo_sets
 from tfrecords.errors import UserError
 
@@ -252,8 +252,8 @@ def test_a_hidden_class_folder_is_named_and_other_hidden_things_are_not(tmp_path
 
 
 def test_large_listings_come_in_tables_of_bounded_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "TABLE_ROWS", 7)
+    monkeypatch.setattr(tables, "ROWS_AT_MOST", 7)
     root = photo_sets.write(tmp_path / "cars")
-    tables = list(storage.open_source(str(root)).scan())
-    assert max(len(table) for table in tables) == 7
-    assert sum(len(table) for table in tables) == 33
+    found = list(storage.open_source(str(root)).scan())
+    assert max(len(table) for table in found) == 7
+    assert sum(len(table) for table in found) == 33

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from preprocess import storage
+from preprocess import storage, tables
 from preprocess.survey import Survey, survey
 from tests.preprocess import photo_sets
 from tfrecords.errors import UserError
@@ -58,7 +58,7 @@ class Listed:
 def listed(paths: list[str], sizes: dict[str, int]) -> pa.Table:
     facts = [{"path": path, "size": sizes.get(path, 9), "offset": 0, "stored": 9, "stamp": 0,
               "problem": ""} for path in paths]  # fmt: skip
-    return pa.Table.from_pylist(facts, storage.FILES)
+    return pa.Table.from_pylist(facts, tables.FILES)
 
 
 def test_a_data_set_is_understood(tmp_path):
@@ -289,7 +289,7 @@ def test_what_is_too_large_to_be_a_csv_is_refused_unread(name, size, says):
 
 def test_many_files_are_counted_and_not_kept():
     csvs = {path: text for path, text in CARS.items() if path.endswith("csv")}
-    photos = [f"train/Audi A4/{i}.jpg" for i in range(storage.TABLE_ROWS)]
+    photos = [f"train/Audi A4/{i}.jpg" for i in range(tables.ROWS_AT_MOST)]
     few = [listed(photos[:10], {}), listed([*CARS], {})]
     assert survey(Listed(few, csvs)).tables == few
     many = [listed(photos, {}), listed([*CARS], {})]

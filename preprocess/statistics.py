@@ -16,7 +16,7 @@ from tfrecords import manifest
 
 @dataclass
 class Totals:
-    """Sums over shards; the order of adding makes no difference.
+    """Sums over shards.
 
     Attributes:
         shards: by name, what the manifest says of it: num_examples, bytes, sha256.
@@ -40,38 +40,6 @@ class Totals:
     widths: Counter[int] = field(default_factory=Counter)
     heights: Counter[int] = field(default_factory=Counter)
     rejected: list[dict[str, Any]] = field(default_factory=list)
-
-    def add_shard(self, result: Result) -> None:
-        """Adds a shard; one that a runner gives twice counts once."""
-        if result.file in self.shards:
-            return
-        self.shards[result.file] = (result.num_examples, result.bytes, result.sha256)
-        self.stored_as[result.file] = result.stored_as
-        self.kept += result.kept
-        name = split.split_of(result.file)
-        self.class_counts.setdefault(name, Counter()).update(result.class_counts)
-        for measure, sums in result.boxes.items():
-            self.boxes.setdefault(measure, {})[result.file] = sums
-        self.clipped += result.clipped
-        self.damaged |= result.damaged
-        self.widths.update(result.widths)
-        self.heights.update(result.heights)
-        self.rejected += result.rejected
-
-    def add(self, other: "Totals") -> None:
-        """Adds the sums over other shards."""
-        self.shards |= other.shards
-        self.stored_as |= other.stored_as
-        self.kept += other.kept
-        for name, counts in other.class_counts.items():
-            self.class_counts.setdefault(name, Counter()).update(counts)
-        for measure, by_shard in other.boxes.items():
-            self.boxes.setdefault(measure, {}).update(by_shard)
-        self.clipped += other.clipped
-        self.damaged |= other.damaged
-        self.widths.update(other.widths)
-        self.heights.update(other.heights)
-        self.rejected += other.rejected
 
     @property
     def num_examples(self) -> int:
@@ -123,27 +91,42 @@ class Totals:
 
 
 class SumTotals(beam.CombineFn):
-    """Adds up the results of shards."""
+    """Adds up the results of shards; one that is given twice counts once."""
 
-    def create_accumulator(self) -> Totals:
-        """Returns the totals of no shards."""
-        return Totals()
+    def create_accumulator(self) -> dict[str, Result]:
+        """Returns no results."""
+        return {}
 
-    def add_input(self, accumulator: Totals, element: Result) -> Totals:
+    def add_input(self, accumulator: dict[str, Result], element: Result) -> dict[str, Result]:
         """Adds a shard."""
-        accumulator.add_shard(element)
+        accumulator[element.file] = element
         return accumulator
 
-    def merge_accumulators(self, accumulators: Iterable[Totals]) -> Totals:
-        """Adds up totals."""
-        total = Totals()
-        for one in accumulators:
-            total.add(one)
-        return total
+    def merge_accumulators(self, accumulators: Iterable[dict[str, Result]]) -> dict[str, Result]:
+        """Puts results together."""
+        return {name: result for some in accumulators for name, result in some.items()}
 
-    def extract_output(self, accumulator: Totals) -> Totals:
+    def extract_output(self, accumulator: dict[str, Result]) -> Totals:
         """Returns the totals."""
-        return accumulator
+        totals = Totals()
+        for _, result in sorted(accumulator.items()):
+            _add(totals, result)
+        return totals
+
+
+def _add(totals: Totals, result: Result) -> None:
+    totals.shards[result.file] = (result.num_examples, result.bytes, result.sha256)
+    totals.stored_as[result.file] = result.stored_as
+    totals.kept += result.kept
+    name = split.split_of(result.file)
+    totals.class_counts.setdefault(name, Counter()).update(result.class_counts)
+    for measure, sums in result.boxes.items():
+        totals.boxes.setdefault(measure, {})[result.file] = sums
+    totals.clipped += result.clipped
+    totals.damaged |= result.damaged
+    totals.widths.update(result.widths)
+    totals.heights.update(result.heights)
+    totals.rejected += result.rejected
 
 
 @dataclass

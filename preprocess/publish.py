@@ -270,7 +270,8 @@ def forget(output: Output) -> None:
 _FOLDERS = ("whole", "partial", "progress", "data")
 _OWN_TRACES = re.compile(
     r"(whole|partial|progress|data|rejected-[0-9a-f]+)/|report-[0-9a-f]+\.json"
-    rf"|{re.escape(manifest.FILE_NAME)}$|{re.escape(manifest.REJECTED_NAME)}$"
+    rf"|({re.escape(manifest.FILE_NAME)}|{re.escape(manifest.REJECTED_NAME)})"
+    r"(\.[0-9a-f]{32}\.partial)?$"
     r"|(data|work)-[0-9a-f]{12}/|state\.json"  # of version 0.1
 )
 _OWN_FILES = re.compile(

@@ -36,11 +36,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.evaluate", allow_abbrev=False, description="Judges a run."
     )
-    parser.add_argument("--run", required=True, help="folder of the run")
-    parser.add_argument("--data", help="data set; the run's own by default")
+    path = os.path.expanduser
+    parser.add_argument("--run", type=path, required=True, help="folder of the run")
+    parser.add_argument("--data", type=path, help="data set; the run's own by default")
     parser.add_argument("--split", default="test", choices=manifest.SPLITS)
     parser.add_argument("--strategy", default="auto", choices=strategy.NAMES)
     parser.add_argument("--replicas", type=int, help="logical CPU devices instead of GPUs")
+    parser.add_argument("--allow_cpu", action="store_true", help=strategy.ALLOW_CPU)
     parser.add_argument(
         "--set", nargs="+", action="append", default=[], metavar="KEY VALUE", help="predict.*"
     )
@@ -49,14 +51,14 @@ def main(argv: list[str] | None = None) -> None:
     config = judge_otherwise(config, [word for words in flags.set for word in words])
     directory = flags.data or data.path
     check_same_shape(manifest.read(directory), data, directory)
-    devices = strategy.make(flags.strategy, flags.replicas)
+    devices = strategy.make(flags.strategy, flags.replicas, allow_cpu=flags.allow_cpu)
     data = dataclasses.replace(data, path=directory)
     source = open_split(data, flags.split, config)
     network = model.build(config, source.height, source.width, data.class_names, fresh=False)
     values = state.create(devices, network, config)
-    path = best_checkpoint(flags.run)
-    checkpoint.restore(values, path)
-    print(f"evaluating {path}")
+    best = best_checkpoint(flags.run)
+    checkpoint.restore(values, best)
+    print(f"evaluating {best}")
     chief = strategy.worker(devices)[0] == 0
     options = loop.Options(chief=chief)
     job = loop.Job(devices, network, values, config, source, None, flags.run, options)
@@ -153,7 +155,7 @@ def draw(job: loop.Job, data: folder.Data, split: str, count: int) -> dict[str, 
         count: of photos, at most.
 
     Returns:
-        The pictures by file name.
+        The pictures, by what a file of them may be called.
     """
     records = reader.Records(data.path, split)
     chosen = np.unique(np.linspace(0, len(records) - 1, count).astype(int))
@@ -168,8 +170,8 @@ def draw(job: loop.Job, data: folder.Data, split: str, count: int) -> dict[str, 
     for number, fields in enumerate(examples):
         chances = tf.nn.softmax(outputs["logits"][number]).numpy()
         guess = int(np.argmax(chances))
-        name = os.path.basename(fields["filename"].numpy().decode())
-        drawn[f"{number:02}-{name}"] = pictures.draw_boxes(
+        name, _ = os.path.splitext(os.path.basename(fields["filename"].numpy().decode()))
+        drawn[f"{number:02}-{folder.shortened(name)}"] = pictures.draw_boxes(
             _as_seen(fields, stretched),
             (fields["bbox"].numpy(), fields["text"].numpy().decode()),
             (outputs["bbox"][number].numpy(), data.class_names[guess], float(chances[guess])),
@@ -182,9 +184,7 @@ def write_pictures(drawn: dict[str, Image.Image], where: str) -> None:
     shutil.rmtree(where, ignore_errors=True)
     os.makedirs(where)
     for name, picture in drawn.items():
-        picture.convert("RGB").save(
-            os.path.join(where, os.path.splitext(name)[0] + ".jpg"), quality=90
-        )
+        picture.convert("RGB").save(os.path.join(where, name + ".jpg"), quality=90)
     sheet = pictures.gallery(list(drawn.values()), columns=4)
     sheet.save(os.path.join(where, "sheet.jpg"), quality=85)
 

@@ -1,8 +1,12 @@
 """The folder of a run: what it was made with, so that it is never continued as something else."""
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,20 +14,22 @@ from tfrecords import manifest
 from tfrecords.errors import UserError
 from trainer import config as configs
 
-_CONFIG, _DATA = "config.json", "data.json"
+_CONFIG, _DATA, _LOCK = "config.json", "data.json", ".lock"
 # All that may be there when a run was killed before its config, which is written last.
-_BEGUN = frozenset({_DATA, f"{_DATA}.new", f"{_CONFIG}.new"})
+_BEGUN = frozenset({_DATA, f"{_DATA}.new", f"{_CONFIG}.new", _LOCK})
+_LONGEST = 100
 
 
 @dataclass(frozen=True)
 class Data:
-    """The data set of a run.
+    """The data set of a run: with the config, all that is needed to judge any photo.
 
     Attributes:
-        path: where it was.
+        path: where it was; absolute, but in runs of version 0.1.
         name, fingerprint: of the data set; that of its source and shards.
         height, width: of its photos, in pixels.
         class_names: label = index + 1.
+        resize: how photos came to that size; see `manifest.Image`. None in runs of version 0.1.
     """
 
     path: str
@@ -32,6 +38,7 @@ class Data:
     height: int
     width: int
     class_names: list[str]
+    resize: str | None = None
 
 
 def describe_data(path: str, info: manifest.Manifest) -> Data:
@@ -41,7 +48,9 @@ def describe_data(path: str, info: manifest.Manifest) -> Data:
     )
     text = json.dumps([info.source_fingerprint, shards])
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return Data(path, info.name, digest, info.image.height, info.image.width, info.class_names)
+    image = info.image
+    where = path if "://" in path else os.path.abspath(path)
+    return Data(where, info.name, digest, image.height, image.width, info.class_names, image.resize)
 
 
 def check(folder: str, config: configs.Config, data: Data) -> None:
@@ -55,7 +64,9 @@ def check(folder: str, config: configs.Config, data: Data) -> None:
         old_config, old_data = read(folder)
         differences = _differences(configs.flatten(old_config), configs.flatten(config))
         # The path may change: a data set that was moved is still the same.
-        same = {"path": "", "class_names": []}
+        same: dict[str, Any] = {"path": "", "class_names": []}
+        if old_data.resize is None:
+            same["resize"] = None
         differences += _differences(vars(old_data) | same, vars(data) | same)
         if differences:
             raise UserError(
@@ -66,6 +77,34 @@ def check(folder: str, config: configs.Config, data: Data) -> None:
         raise UserError(
             f"--run={folder} is a folder with other things in it. Name one that does not exist yet."
         )
+
+
+@contextlib.contextmanager
+def locked(folder: str) -> Iterator[None]:
+    """Makes the folder of a run, and keeps other trainings off it as long as this process lives.
+
+    Raises:
+        UserError: another training is at work there, or nothing can be written there.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        # A file of its own: folders cannot be locked on NFS, and the other files are replaced.
+        descriptor = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _not_writable(folder, error) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            os.close(descriptor)
+            raise UserError(
+                f"another training is at work in {folder}. Wait for it, or name another --run."
+            ) from None
+        # Any other error: a file system without locks.
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def create(folder: str, config: configs.Config, data: Data) -> None:
@@ -79,9 +118,7 @@ def create(folder: str, config: configs.Config, data: Data) -> None:
         _write(os.path.join(folder, _DATA), json.dumps(vars(data), indent=1) + "\n")
         _write(os.path.join(folder, _CONFIG), configs.to_json(config))
     except OSError as error:
-        raise UserError(
-            f"--run={folder}: the run cannot be written there: {error.strerror}."
-        ) from None
+        raise _not_writable(folder, error) from None
 
 
 def read(folder: str) -> tuple[configs.Config, Data]:
@@ -109,6 +146,15 @@ def write_json(folder: str, name: str, values: Any) -> str:
     path = os.path.join(folder, name)
     _write(path, json.dumps(values, indent=1) + "\n")
     return path
+
+
+def shortened(name: str) -> str:
+    """Returns a user's name so short that a file's name can be made of it and of something more."""
+    return name.encode()[:_LONGEST].decode(errors="ignore")
+
+
+def _not_writable(folder: str, error: OSError) -> UserError:
+    return UserError(f"--run={folder}: the run cannot be written there: {error.strerror}.")
 
 
 def _write(path: str, text: str) -> None:

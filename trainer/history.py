@@ -7,6 +7,7 @@ import json
 import math
 import os
 
+from tfrecords.errors import UserError
 from trainer.config import Config
 
 Record = dict[str, float]
@@ -33,12 +34,24 @@ class History:
         return len(self.records)
 
     def append(self, record: Record) -> None:
-        """Adds the record of an epoch; the file is whole at every moment."""
+        """Adds the record of an epoch; the file is whole at every moment.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
         self.records.append(record)
-        if self._writes:
+        if not self._writes:
+            return
+        try:
             with open(self._path + ".new", "w") as file:
                 file.writelines(json.dumps(line) + "\n" for line in self.records)
             os.replace(self._path + ".new", self._path)
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be written: {error.strerror}. Make room, or give the right to"
+                " write there, and start the same command again: it goes on from the last"
+                " checkpoint."
+            ) from None
 
     def best(self) -> Record:
         """Returns the record with the lowest loss, of validation where there is one."""

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import tensorflow as tf
 
 from tfrecords import example, pipelines, reader
 from tfrecords.errors import UserError
+from trainer import resources
 from trainer.config import Config
 
 Example = dict[str, tf.Tensor]
@@ -224,7 +224,7 @@ def _cached(records: reader.Records, source: Source) -> Source:
     _check_memory(size * height * width * 3)
     images = np.empty((size, height, width, 3), np.uint8)
     boxes, labels = np.empty((size, 4), np.float32), np.empty(size, np.int64)
-    decoded = tf.data.Dataset.range(size).batch(64).map(source.fetch, pipelines.CORES)
+    decoded = tf.data.Dataset.range(size).batch(64).map(source.fetch, resources.cores())
     decoded = decoded.with_options(pipelines.untuned())
     with reading():
         for number, batch in enumerate(decoded.as_numpy_iterator()):
@@ -249,7 +249,7 @@ def _cached(records: reader.Records, source: Source) -> Source:
 
 
 def _check_memory(needed: int) -> None:
-    available = psutil.virtual_memory().available
+    available = resources.free_memory()
     print(f"cache: {needed / 1e9:.2f} GB of decoded photos, {available / 1e9:.2f} GB free")
     if needed > 0.8 * available:
         raise UserError(
@@ -296,7 +296,7 @@ def _distribute(
         dataset = tf.data.Dataset.from_generator(groups, output_signature=pair)
         dataset = dataset.flat_map(positions)
         # Each call holds a whole group of batches.
-        calls = min(pipelines.CORES, _GROUPS_AT_A_TIME)
+        calls = min(resources.cores(), _GROUPS_AT_A_TIME)
         dataset = dataset.map(batch, num_parallel_calls=calls, deterministic=True)
         return dataset.prefetch(2).with_options(pipelines.untuned())
 

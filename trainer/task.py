@@ -8,6 +8,7 @@ beside this one; this file only joins them.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -49,11 +50,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     info = manifest.read(flags.data)
     config = make_config(flags, info)
     data = folder.describe_data(flags.data, info)
-    devices = strategy.make(flags.strategy, flags.replicas)
+    devices = strategy.make(flags.strategy, flags.replicas, allow_cpu=flags.allow_cpu)
     rank, _ = strategy.worker(devices)
     check_batch(config, devices.num_replicas_in_sync)
     report = split_to_report(flags, info)
-    run = flags.run or os.path.join("runs", f"{info.name}-{config.name}")
+    run = flags.run or os.path.join("runs", f"{folder.shortened(info.name)}-{config.name}")
     folder.check(run, config, data)
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - one voice, the chief's, until the end
@@ -69,26 +70,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"the data set at {flags.data!r} has no train split to learn from.")
     check_profile(flags, config.epochs * inputs.steps_per_epoch(training.size, config.batch_size))
     losses.box_loss(config.loss.box)
-    network = model.build(config, training.height, training.width, data.class_names)
-    if rank == 0:
-        # Only now: a folder made before a mistake was found would hold the user to the mistake.
-        folder.create(run, config, data)
-    job = loop.Job(
-        strategy=devices,
-        model=network,
-        state=state.create(devices, network, config),
-        config=config,
-        training=training,
-        validation=validation,
-        folder=run,
-        options=make_options(flags, data, info, run, chief=rank == 0),
-    )
-    try:
-        records = loop.train(job)
-    except loop.PreemptedError:
-        print(f"SIGTERM: saved in {run}. Start the same command again to go on.", flush=True)
-        sys.exit(loop.EXIT_PREEMPTED)
-    finish(job, records, report)
+    # A run that goes on has its weights: those it began with may be gone by now.
+    fresh = checkpoint.newest(os.path.join(run, loop.LAST)) is None
+    network = model.build(config, training.height, training.width, data.class_names, fresh=fresh)
+    with contextlib.ExitStack() as held:
+        if rank == 0:
+            # Only now: a folder made before a mistake was found would hold the user to the mistake.
+            held.enter_context(folder.locked(run))
+            folder.create(run, config, data)
+        job = loop.Job(
+            strategy=devices,
+            model=network,
+            state=state.create(devices, network, config),
+            config=config,
+            training=training,
+            validation=validation,
+            folder=run,
+            options=make_options(flags, data, info, run, chief=rank == 0),
+        )
+        try:
+            records = loop.train(job)
+        except loop.PreemptedError:
+            print(f"SIGTERM: saved in {run}. Start the same command again to go on.", flush=True)
+            sys.exit(loop.EXIT_PREEMPTED)
+        finish(job, records, report)
 
 
 def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -99,8 +104,10 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--strategy", default="auto", choices=strategy.NAMES, help="default: auto")
     add("--replicas", type=int, help="logical CPU devices, to try a strategy without GPUs")
-    add("--data", default="data/tfrecords", help="data set (default: data/tfrecords)")
-    add("--run", help="folder of the run (default: runs/DATA-CONFIG)")
+    add("--allow_cpu", action="store_true", help=strategy.ALLOW_CPU)
+    path = os.path.expanduser
+    add("--data", type=path, default="data/tfrecords", help="data set (default: data/tfrecords)")
+    add("--run", type=path, help="folder of the run (default: runs/DATA-CONFIG)")
     add("--config", choices=configs.NAMES, help="default: sample for the drawn sample, or default")
     add("--set", nargs="+", action="append", default=[], metavar="KEY VALUE", help="any setting")
     add("--weights", help="imagenet, none, or a Keras weights file of MobileNetV2 without top")
@@ -136,6 +143,8 @@ def make_config(flags: argparse.Namespace, info: manifest.Manifest) -> configs.C
     for name in ("weights", "epochs", "batch_size", "jit", "precision"):
         if getattr(flags, name) is not None:
             settings[name] = getattr(flags, name)
+    if "weights" in settings:
+        settings["weights"] = os.path.expanduser(settings["weights"])
     config = configs.apply_settings(config, settings)
     for side in ("height", "width"):
         wanted, there = getattr(config, f"image_{side}"), getattr(info.image, side)

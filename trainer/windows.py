@@ -8,6 +8,9 @@ import tensorflow as tf
 _SMALLEST = 0.1
 """Of the photo's side: what is predicted may be a point, and nothing is to be seen in one."""
 
+_ROUNDING = 1e-6
+"""Of the photo's side: some times the precision of float32."""
+
 
 def within_margins(bbox: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     """Returns windows, float32 [b, 4], that cut away a share of what is outside the boxes.
@@ -71,7 +74,10 @@ def cut(image: tf.Tensor, window: tf.Tensor, mirrored: tf.Tensor | None = None) 
     inward = scale / 2 * tf.constant([1.0, 1.0, -1.0, -1.0])
     # The operation wants centres of the corner pixels, 0 to 1; right before left mirrors.
     centres = (window * side + inward - 0.5) / (side - 1)
-    left, top, right, bottom = tf.unstack(tf.clip_by_value(centres, 0, 1), axis=1)
+    # Rounding may carry the operation past the photo's edge, where it shows black; not of a whole.
+    part = tf.tile((centres[:, :2] > 0) | (centres[:, 2:] < 1), [1, 2])
+    edge = tf.where(part, _ROUNDING, 0.0)
+    left, top, right, bottom = tf.unstack(tf.clip_by_value(centres, edge, 1 - edge), axis=1)
     if mirrored is not None:
         left, right = tf.where(mirrored, right, left), tf.where(mirrored, left, right)
     corners = tf.stack([top, left, bottom, right], axis=1)

@@ -1,8 +1,10 @@
 """Runs the trainer's commands as whole processes, and reads what they leave."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import tensorflow as tf
@@ -39,6 +41,8 @@ def run(module: str, *flags: str, **environment: str) -> str:
 
 def saved(folder: str, name: str = "last") -> dict[str, np.ndarray]:
     """Returns the newest checkpoint's values."""
-    reader = tf.train.load_checkpoint(checkpoint.newest(os.path.join(folder, name)))
-    keys = [key for key in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in key]
-    return {key.split("/")[0]: reader.get_tensor(key) for key in keys}
+    with tempfile.TemporaryDirectory() as plain:  # TensorFlow globs the path that it reads
+        shutil.copytree(os.path.join(folder, name), plain, dirs_exist_ok=True)
+        reader = tf.train.load_checkpoint(checkpoint.newest(plain))
+        keys = [key for key in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in key]
+        return {key.split("/")[0]: reader.get_tensor(key) for key in keys}

@@ -1,14 +1,20 @@
+import os
+
 import pytest
 import tensorflow as tf
 
 from tests.tfrecords import datasets
 from tfrecords import reader
 from trainer import input as inputs
+from trainer import strategy
 
 # Logical devices must be set before TensorFlow touches any: two, for the two-replica tests.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+if strategy.gpus_of_machine() and not tf.config.list_physical_devices("GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are content with the CPU
 
 
 @pytest.fixture(scope="session")

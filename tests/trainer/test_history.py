@@ -1,5 +1,8 @@
 import json
 
+import pytest
+
+from tfrecords.errors import UserError
 from trainer.config import Config
 from trainer.history import History, read
 
@@ -50,3 +53,9 @@ def test_early_stopping_waits_for_its_patience(tmp_path):
 def test_a_worker_that_is_not_the_chief_writes_nothing(tmp_path):
     History(str(tmp_path), 0, writes=False).append(record(1, 1.0))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_history_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "metrics.jsonl.new").mkdir()
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written: Is a directory"):
+        history(tmp_path, 1.0)

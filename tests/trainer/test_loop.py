@@ -210,9 +210,8 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_names_the_photos(source
 def test_half_precision_finds_its_loss_scale_while_the_tasks_find_their_weights(source, tmp_path):
     config = dataclasses.replace(
         CONFIG,
+        epochs=6,  # long enough for the scale to have come down for good
         precision="mixed_float16",
-        # On the finer map, the last of these few steps overflows.
-        model=dataclasses.replace(CONFIG.model, box_stride=32),
         loss=Loss(weighting="uncertainty"),
         augment=Augment(mixup=0.2),
         optimizer=dataclasses.replace(CONFIG.optimizer, clip_norm=1.0),
@@ -223,7 +222,7 @@ def test_half_precision_finds_its_loss_scale_while_the_tasks_find_their_weights(
     start = values(job)
     record = loop.train(job)[0]
     found = values(job)
-    assert found["step"] == STEPS
+    assert found["step"] == 3 * STEPS
     assert found["bad_step"] == -1
     assert 1 <= found["loss_scale"] < 2.0**14
     assert np.isfinite(found["weights"]).all()

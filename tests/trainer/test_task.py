@@ -1,10 +1,14 @@
 """The command as people run it: what it leaves, and what it says when something is wrong."""
 
+import dataclasses
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,8 +17,8 @@ from tests.tfrecords import datasets
 from tests.trainer import commands
 from tfrecords import manifest
 from tfrecords.errors import UserError
+from trainer import checkpoint, evaluate, folder, loop, task
 from trainer import config as configs
-from trainer import evaluate, folder, task
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +91,7 @@ def test_two_workers_reach_the_weights_of_two_replicas_and_only_the_chief_speaks
 
 
 def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_bits(data, finished, tmp_path):
-    run = str(tmp_path / "stopped")
+    run = str(tmp_path / "lr[1e-3]")  # TensorFlow globs the paths of checkpoints
     flags = [f"--data={data}", f"--run={run}", "--strategy=mirrored", "--replicas=2"]
     process = commands.start("trainer.task", *flags, *commands.SETTINGS, "--checkpoint_seconds=0")
     while not os.path.exists(os.path.join(run, "last", "step-2.index")):
@@ -98,6 +102,7 @@ def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_bits(data, finis
         assert process.returncode == 75
         assert "Start the same command again" in out
     commands.run("trainer.task", *flags, *commands.SETTINGS)
+    assert not [name for name in os.listdir(os.path.join(run, "last")) if "damaged" in name]
     ours, theirs = commands.saved(run), commands.saved(finished[0])
     for name in theirs:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
@@ -180,6 +185,118 @@ def test_a_folder_with_other_things_is_left_alone(data, tmp_path):
     with pytest.raises(UserError, match="other things"):
         task.main([f"--data={data}", f"--run={tmp_path}", "--weights=none", "--batch_size=4"])
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_a_run_goes_on_when_the_weights_that_it_began_with_are_gone(data, tmp_path, monkeypatch):
+    weights, run = tmp_path / "mine.weights.h5", str(tmp_path / "run")
+    backbone = keras.applications.MobileNetV2(
+        (32, 48, 3), alpha=0.35, include_top=False, weights=None
+    )
+    backbone.save_weights(weights)
+    flags = [f"--data={data}", *commands.SETTINGS, f"--weights={weights}"]
+    seen = []
+
+    def begin(job):
+        checkpoint.save(job.state, os.path.join(job.folder, loop.LAST), 1)
+        seen.append(job.state.weights.numpy())
+        raise loop.PreemptedError
+
+    def go_on(job):
+        checkpoint.restore_newest(job.state, os.path.join(job.folder, loop.LAST))
+        seen.append(job.state.weights.numpy())
+        raise loop.PreemptedError
+
+    for train in (begin, go_on):
+        monkeypatch.setattr(loop, "train", train)
+        with pytest.raises(SystemExit, match="75"):
+            task.main([*flags, f"--run={run}"])
+        weights.unlink(missing_ok=True)
+    np.testing.assert_array_equal(*seen)
+    with pytest.raises(UserError, match="no such file"):
+        task.main([*flags, f"--run={tmp_path / 'another'}"])
+
+
+def test_a_second_training_of_a_run_refuses_and_writes_nothing(data, tmp_path):
+    run = tmp_path / "run"
+    flags = [f"--data={data}", f"--run={run}", *commands.SETTINGS]
+    with folder.locked(str(run)):
+        with pytest.raises(UserError, match=f"another training is at work in {run}"):
+            task.main(flags)
+        assert os.listdir(run) == [".lock"]
+
+
+def test_the_lock_of_a_run_dies_with_its_process(tmp_path):
+    code = "import sys, trainer.folder as f\nwith f.locked(sys.argv[1]): print('in'), input()"
+    process = subprocess.Popen(
+        [sys.executable, "-uc", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"in\n"
+    with pytest.raises(UserError, match="another training"), folder.locked(str(tmp_path)):
+        pass
+    process.kill()
+    process.communicate()
+    with folder.locked(str(tmp_path)):
+        pass
+
+
+def test_a_tilde_in_a_path_is_the_home_of_the_user(monkeypatch, data):
+    monkeypatch.setenv("HOME", "/home/me")
+    flags = task.parse_flags(["--data=~/cars", "--run=~/runs/a", "--weights=~/w.weights.h5"])
+    assert (flags.data, flags.run) == ("/home/me/cars", "/home/me/runs/a")
+    assert task.make_config(flags, manifest.read(data)).weights == "/home/me/w.weights.h5"
+    with pytest.raises(UserError, match="--run=/home/me/none: there is no run there"):
+        evaluate.main(["--run=~/none"])
+
+
+@pytest.mark.parametrize(("name", "sample"), [("sample", False), ("drawn", False), ("cars", True)])
+def test_the_config_goes_by_the_flag_of_the_manifest_and_never_by_a_name(tmp_path, name, sample):
+    splits = {"train": [datasets.records(0, 1)]}
+    datasets.write(str(tmp_path), splits, name=name, sample=sample)
+    info = manifest.read(str(tmp_path))
+    chosen = task.make_config(task.parse_flags([]), info)
+    assert chosen == configs.named("sample" if sample else "default")
+    assert task.make_config(task.parse_flags(["--config=baseline"]), info).name == "baseline"
+
+
+def test_the_run_folder_knows_all_of_its_data_that_judging_needs(data, monkeypatch, tmp_path):
+    monkeypatch.chdir(os.path.dirname(data))
+    described = folder.describe_data(os.path.basename(data), manifest.read(data))
+    folder.create(str(tmp_path), configs.Config(), described)
+    monkeypatch.chdir("/")
+    stored = folder.read(str(tmp_path))[1]
+    assert stored.path == data
+    assert (stored.height, stored.width, stored.resize) == (32, 48, "stretch")
+    assert stored.class_names == datasets.CLASS_NAMES
+    described = folder.describe_data("gs://bucket/data", manifest.read(data))
+    assert described.path == "gs://bucket/data"
+
+
+def test_a_run_made_before_the_resize_was_stored_is_read_and_continued(data, tmp_path):
+    described = folder.describe_data(data, manifest.read(data))
+    folder.create(str(tmp_path), configs.Config(), described)
+    values = json.loads((tmp_path / "data.json").read_text())
+    del values["resize"]
+    (tmp_path / "data.json").write_text(json.dumps(values | {"path": "data/tfrecords"}))
+    assert folder.read(str(tmp_path))[1].path == "data/tfrecords"
+    folder.check(str(tmp_path), configs.Config(), described)
+
+
+def test_photos_resized_in_another_way_do_not_continue_a_run(data, tmp_path):
+    described = folder.describe_data(data, manifest.read(data))
+    folder.create(str(tmp_path), configs.Config(), described)
+    other = dataclasses.replace(described, resize="letterbox")
+    with pytest.raises(UserError, match="resize is 'letterbox' now and was 'stretch'"):
+        folder.check(str(tmp_path), configs.Config(), other)
+
+
+@pytest.mark.parametrize("stem", ["x" * 251, "é" * 125])
+def test_photos_with_the_longest_names_are_evaluated_and_drawn(finished, tmp_path, stem):
+    photos = [datasets.record(seed, filename=f"test/a/{stem}.jpg") for seed in (1, 2)]
+    datasets.write(str(tmp_path), {"validation": [photos]}, name="n" * 255)
+    evaluate.main([f"--run={finished[0]}", f"--data={tmp_path}", "--split=validation"])
+    drawn = sorted(os.listdir(os.path.join(finished[0], "pictures-validation")))
+    assert len(drawn) == 3
+    assert drawn[0].startswith("00-" + stem[:50])
 
 
 def test_a_start_killed_before_its_config_was_written_is_taken_over(data, tmp_path):

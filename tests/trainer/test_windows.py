@@ -72,6 +72,14 @@ def test_mirroring_twice_is_nothing(x, y):
 @given(x=sides, y=sides, mirrored=st.booleans())
 @settings(deadline=None, max_examples=50)
 def test_what_is_shown_is_what_the_window_says(x, y, mirrored):
+    assert_shows_what_it_says(x, y, mirrored)
+
+
+def test_a_window_that_ends_at_the_edge_of_the_photo_shows_no_black_row():
+    assert_shows_what_it_says([0.0, 1.0], [0.27450596761847673, 1.0], mirrored=False)
+
+
+def assert_shows_what_it_says(x, y, mirrored):
     """On a photo whose brightness is its own coordinate, each pixel shown tells where it was."""
     across, down = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
     photo = np.stack([across, down, across * 0], axis=-1)[np.newaxis].astype(np.float32)

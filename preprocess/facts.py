@@ -20,6 +20,7 @@ class Facts:
         digests: sha256 of each CSV, by split.
         rows: by CSV.
         boxes, fractions: by CSV, boxes that are numbers, and those of them within [0, 1].
+        zeros, first_zeros: by CSV, rows of class 0, and the first of them.
         reasons: rows set aside, by reason.
         examples: the first rows set aside of each reason: (file, row, photo, reason, detail).
         photos: sum of the hashes of all photos' relative paths and sizes, uint64 [4].
@@ -35,6 +36,8 @@ class Facts:
     rows: Counter[str] = field(default_factory=Counter)
     boxes: Counter[str] = field(default_factory=Counter)
     fractions: Counter[str] = field(default_factory=Counter)
+    zeros: Counter[str] = field(default_factory=Counter)
+    first_zeros: dict[str, int] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[tuple[str, int, str, str, str]]] = field(default_factory=dict)
     photos: np.ndarray = field(default_factory=lambda: np.zeros(4, np.uint64))
@@ -48,7 +51,9 @@ class Facts:
     def add(self, other: "Facts") -> "Facts":
         """Adds what was counted elsewhere; the order of adding makes no difference."""
         self.digests |= other.digests
-        for name in ("rows", "boxes", "fractions", "reasons", "shared", "strange"):
+        for file, row in other.first_zeros.items():
+            self.first_zeros[file] = min(row, self.first_zeros.get(file, row))
+        for name in ("rows", "boxes", "fractions", "zeros", "reasons", "shared", "strange"):
             getattr(self, name).update(getattr(other, name))
         for reason, some in other.examples.items():
             self.examples[reason] = sorted([*self.examples.get(reason, []), *some])[:_SHOWN]
@@ -128,11 +133,11 @@ def contradiction(
 
 
 def _zero_class(facts: Facts, class_names: list[str]) -> str:
-    if not facts.reasons["class_zero"]:
+    if not facts.zeros:
         return ""
-    file, row, *_ = facts.examples["class_zero"][0]
+    file, row = min(facts.first_zeros.items())
     return (
-        f"class ids seem to start at 0: {facts.reasons['class_zero']:,} rows have class 0, the"
+        f"class ids seem to start at 0: {facts.zeros.total():,} rows have class 0, the"
         f" first is {file} row {row}. Pass --first_class=0 if class 0 is"
         f" {class_names[0]!r}, the first of {annotations.NAMES}, or --first_class=1 to set"
         " those rows aside."
@@ -176,7 +181,7 @@ def _shifted_classes(facts: Facts, class_names: list[str]) -> str:
             ]
         has_rows = any(where == split for where, _ in facts.classes)
         # A class of few rows may have lost them all to mistakes of another kind.
-        if lost or (has_rows and len(unnamed) > facts.reasons["bad_row"]):
+        if lost or (has_rows and sum(n for _, n in unnamed) > facts.reasons["bad_row"]):
             rows = ", ".join(
                 f"class {label} ({class_names[label - 1]!r}): {count:,} rows and no photo"
                 for label, count in lost[:_SHOWN]

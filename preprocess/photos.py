@@ -23,6 +23,8 @@ from preprocess import storage
 from tfrecords import example, image
 
 _PIPE_BYTES = 1 << 20
+# What a decoder's own fault looks like; anything else ends a process from outside.
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 
 
 @dataclass(frozen=True)
@@ -177,13 +179,45 @@ class Helpers:
             helper = self._idle.get_nowait()
         except queue.Empty:
             helper = _Helper()
-        chunk = helper.process(settings, rows)
+        try:
+            chunk = helper.process(settings, rows)
+        except _Died as died:
+            return self._one_by_one(settings, rows, died)
         self._idle.put(helper)
         return chunk
+
+    def _one_by_one(self, settings: Settings, rows: list[Row], died: "_Died") -> Chunk:
+        """Finds the photo that its decoder cannot bear, and sets it aside."""
+        if len(rows) > 1:
+            chunks = [self.process(settings, [row]) for row in rows]
+            framed, written, rejected, damaged = zip(*chunks, strict=True)
+            return Chunk(
+                b"".join(framed),
+                [one for some in written for one in some],
+                [one for some in rejected for one in some],
+                {photo: text for some in damaged for photo, text in some.items()},
+            )
+        if died.signal not in _CRASHES:
+            raise OSError(
+                f"the process that read {rows[0].photo} ended with signal {died.signal}: is there"
+                " enough memory"
+            )
+        row, detail = rows[0], f"its decoder crashed (signal {died.signal})"
+        rejected_row = {"file": row.file, "row": row.row, "photo": row.photo,
+                        "reason": "unreadable", "detail": detail}  # fmt: skip
+        return Chunk(b"", [], [rejected_row], {})
 
 
 HELPERS = Helpers()
 """Those of this process."""
+
+
+class _Died(Exception):  # noqa: N818 - said of a process
+    """A process ended without an answer, by this signal."""
+
+    def __init__(self, signal: int):
+        super().__init__(signal)
+        self.signal = signal
 
 
 class _Helper:
@@ -194,8 +228,11 @@ class _Helper:
 
     def __init__(self) -> None:
         # The same modules as here, whatever changed the path since the interpreter started.
+        # An interrupt is for the driver to answer: it reaches every process of a terminal.
         code = (
-            f"import sys; sys.path[:] = {sys.path!r}; from preprocess import photos; photos.help()"
+            "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+            f"import sys; sys.path[:] = {sys.path!r}\n"
+            "from preprocess import photos; photos.help()"
         )
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -227,13 +264,7 @@ class _Helper:
             asked.flush()
             answer = pickle.load(self._answers)
         except (EOFError, OSError, pickle.UnpicklingError):
-            code = self._process.wait()
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            where = rows[0].photo if len(rows) == 1 else f"{rows[0].photo} … {rows[-1].photo}"
-            raise OSError(
-                f"the process that read {where} ended with {how}: out of memory, or a photo that"
-                " its decoder cannot bear"
-            ) from None
+            raise _Died(-self._process.wait()) from None
         if isinstance(answer, Exception):
             raise answer
         framed, written, *rest = answer
@@ -242,7 +273,6 @@ class _Helper:
 
 def help() -> None:
     """Answers on standard output what comes on standard input, until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what an interrupt means
     asked: IO[bytes] = sys.stdin.buffer
     # Whatever a library prints must not get between the answers.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)

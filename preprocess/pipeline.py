@@ -41,6 +41,9 @@ LISTED: dict[str, list[pa.Table]] = {}
 worker in the driver's process need not list them again."""
 
 _REJECTED = "rejected-"  # begins the names of pieces of `rejected.jsonl`; a shard has its split's
+BEYOND_LIMIT = "beyond_limit"
+"""Reason of rows that `--limit` leaves out."""
+
 _ASSIGNED_ROWS = 1 << 19  # cut into shards at once
 _BUCKET_ROWS = 1 << 15  # aimed at: a bucket of twice as many is still one table
 
@@ -197,30 +200,36 @@ class ReadRows(beam.DoFn):
             data = settings.shards.open_source().read(csv.entry)
         facts = Facts(digests={layout.split: hashlib.sha256(data).hexdigest()})
         facts.rows[layout.file] = 0
-        left = settings.limit
         frames = annotations.read_rows(
             io.BytesIO(data), layout, settings.class_names, settings.first_class
         )
+        done = 0
         for frame in frames:
-            some = frame if left is None else frame.head(left)
-            facts.rows[layout.file] += len(some)
-            numbers = some[["xmin", "ymin", "xmax", "ymax"]].to_numpy(float)
-            facts.boxes[layout.file] += int(np.isfinite(numbers).all(axis=1).sum())
-            # A little outside too, since whoever computed the corners rounded.
-            within = (numbers >= -0.01) & (numbers <= 1.01)
-            facts.fractions[layout.file] += int(within.all(axis=1).sum())
-            table = pa.Table.from_pandas(
-                some.assign(file=layout.file, split=layout.split)[tables.ROWS.names],
-                tables.ROWS,
-                preserve_index=False,
-            )
-            at = tables.ROWS.get_field_index("name")
-            yield table.set_column(at, "name", _composed(table["name"]))
-            if left is not None:
-                left -= len(some)
-                if not left:
-                    break
+            _count_rows(facts, frame, layout.file)
+            if settings.limit is not None:
+                # They are joined all the same: what is wrong with a CSV may show further down.
+                beyond = done + np.arange(len(frame)) >= settings.limit
+                frame = frame.assign(reason=frame["reason"].mask(beyond, BEYOND_LIMIT))
+                facts.rows[layout.file] -= int(beyond.sum())
+                done += len(frame)
+            frame = frame.assign(file=layout.file, split=layout.split)
+            for table in tables.from_frame(frame, tables.ROWS):
+                at = tables.ROWS.get_field_index("name")
+                yield table.set_column(at, "name", _composed(table["name"]))
         yield TaggedOutput("facts", facts)
+
+
+def _count_rows(facts: Facts, frame: pd.DataFrame, file: str) -> None:
+    facts.rows[file] += len(frame)
+    numbers = frame[["xmin", "ymin", "xmax", "ymax"]].to_numpy(float)
+    facts.boxes[file] += int(np.isfinite(numbers).all(axis=1).sum())
+    # A little outside too, since whoever computed the corners rounded.
+    within = (numbers >= -0.01) & (numbers <= 1.01)
+    facts.fractions[file] += int(within.all(axis=1).sum())
+    zeros = frame.loc[frame["reason"].eq("class_zero"), "row"]
+    if len(zeros):
+        facts.zeros[file] += len(zeros)
+        facts.first_zeros.setdefault(file, int(zeros.iloc[0]))
 
 
 class ListPhotos(beam.DoFn):
@@ -309,19 +318,19 @@ class Join(beam.DoFn):
         )
         joined = join.join(rows, photos, settings.class_names)
         facts = Facts(shared=Counter(joined.shared))
-        for table in tables.from_frame(joined.rejected, tables.REJECTED):
+        rejected = joined.rejected[joined.rejected["reason"].ne(BEYOND_LIMIT)]
+        for table in tables.from_frame(rejected, tables.REJECTED):
             facts.add_rejected(zip(*(column.to_pylist() for column in table.columns), strict=True))
             yield TaggedOutput("rejected", table)
         for _, name, label, total, found in joined.classes.itertuples():
             facts.classes[name, label] = np.array([total, found])
-        if settings.limit is None:  # rows beyond the limit may name what looks unnamed
-            facts.unannotated = len(joined.unannotated)
-            facts.unannotated_examples = sorted(joined.unannotated)[:3]
-            for _, name, folder, label, total, found in joined.folders.itertuples():
-                if label:
-                    facts.folders[name, folder] = np.array([total, found])
-                else:
-                    facts.strange[name, folder] += total
+        facts.unannotated = len(joined.unannotated)
+        facts.unannotated_examples = sorted(joined.unannotated)[:3]
+        for _, name, folder, label, total, found in joined.folders.itertuples():
+            if label:
+                facts.folders[name, folder] = np.array([total, found])
+            else:
+                facts.strange[name, folder] += total
         yield TaggedOutput("facts", facts)
         good = joined.good.astype(dict.fromkeys(("size", "offset", "stored", "stamp"), "int64"))
         good["key"] = split.hashes(pa.array(good["relative"]), settings.seed)

@@ -91,6 +91,11 @@ def require_free(output: Output, overwrite: bool) -> None:
     Raises:
         UserError: there is an output, and no `overwrite`; or something else is there.
     """
+    if not storage.is_remote(output.path) and os.path.ismount(output.path):
+        raise UserError(
+            f"--output={output.path} is where a disk is mounted, and a data set appears by a rename"
+            " that cannot replace that. Name a folder inside it."
+        )
     present = _present(output.path)
     if not present or _was_moving(output, present):
         return
@@ -99,6 +104,12 @@ def require_free(output: Output, overwrite: bool) -> None:
             f"--output={output.path} exists and is no data set: it holds {sorted(present)[0]!r}"
             f" and no {manifest.FILE_NAME}. Nothing is replaced there; name another folder."
         )
+    for name in sorted(present):
+        if not storage.is_remote(output.path) and not _OWN_FILES.match(name):
+            raise UserError(
+                f"--output={output.path} holds {name!r} beside a data set, and replacing it would"
+                " delete that too. Move it away, or name another folder."
+            )
     if not overwrite:
         raise UserError(
             f"--output={output.path} exists. Pass --overwrite to replace it once the new one is"

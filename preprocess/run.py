@@ -154,6 +154,9 @@ def _run(beam_flags: list[str], started: float) -> None:
         try:
             with progress.shown(progress.Counts(output.incomplete, output.run)):
                 runner.run(graph, options)
+        except UserError:
+            publish.forget(output)
+            raise
         finally:
             photos.HELPERS.stop()
         report = publish.read_report(output)
@@ -169,8 +172,9 @@ def _blamed(flag: str, look: Callable[[], T]) -> T:
     try:
         return look()
     except UserError as error:
-        text = str(error).removeprefix(f"--{flag}={path}").lstrip(": ")
-        raise UserError(f"--{flag}={path}: {text}") from None
+        if str(error).startswith(f"--{flag}="):
+            raise
+        raise UserError(f"--{flag}={path}: {error}") from None
     except OSError as error:
         raise UserError(f"--{flag}={path}: {error.strerror or error}") from None
 
@@ -204,7 +208,7 @@ def _draw_sample() -> str:
 
 def _absolute(path: str) -> str:
     """Returns a path that means the same to workers, which may run elsewhere."""
-    return path.rstrip("/") if "://" in path else os.path.abspath(path)
+    return path.rstrip("/") if "://" in path else os.path.realpath(path)
 
 
 def _parameters() -> dict[str, Any]:
@@ -337,13 +341,14 @@ def _print_summary(contents: "Manifest", report: "Report", output: str, seconds:
     )
     if report.unannotated:
         some = ", ".join(report.unannotated_examples)
-        print(f"            {report.unannotated:>9,} photos that no row names: {some} …")
+        more = " …" if report.unannotated > len(report.unannotated_examples) else ""
+        print(f"            {report.unannotated:>9,} photos that no row names: {some}{more}")
     for photo, damage in sorted(report.totals.damaged.items())[:_EXAMPLES]:
         print(f"  kept though damaged: {photo}: {damage}")
     kept = f", {report.totals.kept} shards were whole already" if report.totals.kept else ""
     print(f"{seconds:.1f} s, {total / seconds:,.0f} photos/s{kept}\nwritten: {output}")
     if contents.rejected:
-        print(f"set aside: {output}/rejected.jsonl")
+        print(f"rejected rows: {output}/rejected.jsonl")
 
 
 def _counted(counts: Mapping[str, int]) -> str:

@@ -37,6 +37,9 @@ def options(arguments: list[str]) -> pipeline_options.PipelineOptions:
     if unknown:
         raise FlagError(f"unexpected argument {unknown[0]!r}: it belongs to no flag.")
     parsed = pipeline_options.PipelineOptions(arguments)
+    direct = parsed.view_as(pipeline_options.DirectOptions)
+    if direct.direct_num_workers < 0:
+        raise FlagError(f"--direct_num_workers={direct.direct_num_workers}: it is below 0.")
     workers = parsed.view_as(pipeline_options.WorkerOptions)
     workers.default_sdk_harness_log_level = workers.default_sdk_harness_log_level or "ERROR"
     return parsed

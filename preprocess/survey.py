@@ -21,6 +21,8 @@ _HEAD_BYTES = 1 << 18  # of an annotation CSV, to see how it is to be read
 _MAX_NAMES_BYTES = 1 << 26
 _MAX_CSV_BYTES = 1 << 30
 _SHOWN = 3  # examples that one sentence names
+_NEAR_CSV = r"(?i)(^|/)anno[_-](train|test)(\.csv|\.txt|\.csv\.txt)?$"
+_ROOT = r"^(?P<root>|.*/)(?:train|test)/[^/]+/[^/]+$"
 _PACKED = r"(?i)\.(zip|tgz|tar|tar\.\w+|7z|rar)$"
 
 
@@ -73,12 +75,13 @@ def survey(source: storage.Source) -> Survey:
     data = _read(source, names_entry)
     class_names, note = annotations.read_names(data, names_entry.path, class_folders)
     labels = folders.match_folders(class_names, class_folders)
+    seen.require_one_data_set()
     notes = [*seen.notes(labels), note]
     csvs = []
     for split, name in annotations.ANNOTATIONS.items():
         entry = seen.csv(name)
         if entry is None or not entry.size:
-            notes.append(f"{name} is {'empty' if entry else 'missing'}: no {split} photos")
+            notes.append(seen.without_rows(split, name, "empty" if entry else "missing"))
             continue
         if entry.size > _MAX_CSV_BYTES:
             raise UserError(f"{entry.path} is larger than {_MAX_CSV_BYTES >> 30} GiB: no CSV.")
@@ -105,6 +108,8 @@ class _Seen:
 
     num_files: int = 0
     class_folders: set[str] = field(default_factory=set)
+    roots: set[str] = field(default_factory=set)  # folders that hold `train` or `test`
+    near_csvs: list[str] = field(default_factory=list)
     folders: Counter[tuple[str, str]] = field(default_factory=Counter)  # (split, folder) to files
     csvs: dict[str, list[storage.Entry]] = field(default_factory=dict)
     problems: Counter[str] = field(default_factory=Counter)
@@ -130,6 +135,10 @@ class _Seen:
                 if row["path"].split("/")[-1] == name:
                     entry = storage.Entry(row["path"], row["size"], row["offset"], row["stored"])
                     self.csvs.setdefault(name, []).append(entry)
+        near = table.filter(pc.match_substring_regex(table["path"], _NEAR_CSV))
+        self.near_csvs += near["path"].to_pylist()[:_SHOWN]
+        self.roots |= set(pc.extract_regex(table["path"], _ROOT).combine_chunks().field(0).unique()
+                          .to_pylist())  # fmt: skip
         if len(self.packed) < _SHOWN:
             packed = table.filter(pc.match_substring_regex(table["path"], _PACKED))
             self.packed += packed["path"].to_pylist()[:_SHOWN]
@@ -147,6 +156,35 @@ class _Seen:
                 " Name the folder of one data set as --input."
             )
         return entries[0] if entries else None
+
+    def without_rows(self, split: str, name: str, how: str) -> str:
+        """Returns a sentence for a split without rows.
+
+        Raises:
+            UserError: a file of nearly that name is there.
+        """
+        near = [path for path in self.near_csvs if _plain(path) == _plain(name)]
+        if near and how == "missing":
+            raise UserError(f"{name} is missing, but {near[0]} is there. Rename it to {name}.")
+        photos = sum(count for (where, _), count in self.folders.items() if where == split)
+        left_out = f", and {photos:,} files in {split} folders are left out" if photos else ""
+        return f"{name} is {how}: no {split} photos{left_out}"
+
+    def require_one_data_set(self) -> None:
+        """Checks that there is no other data set further down.
+
+        Raises:
+            UserError: there is one, with photos of its own.
+        """
+        for name, entries in self.csvs.items():
+            used = self.csv(name)
+            for entry in entries:
+                folder = entry.path.removesuffix(name)
+                if entry != used and any(root.startswith(folder) for root in self.roots):
+                    raise UserError(
+                        f"there are two data sets: {used.path if used else name} and {entry.path},"
+                        f" with photos in {folder}. Name the folder of one as --input."
+                    )
 
     def nothing_found(self) -> str:
         """Returns a sentence for a source without names.csv."""
@@ -180,6 +218,10 @@ class _Seen:
                 f"{len(strange)} folders fit no class of {annotations.NAMES}, their photos are"
                 f" left out: {', '.join(strange[:_SHOWN])}{' …' if len(strange) > _SHOWN else ''}"
             )
+
+
+def _plain(path: str) -> str:
+    return path.split("/")[-1].lower().replace("-", "_").removesuffix(".txt").removesuffix(".csv")
 
 
 def _class_folders(table: pa.Table) -> Iterator[tuple[tuple[str, str], int]]:

@@ -176,13 +176,17 @@ def _duplicate_warnings(
     for split, record in _records(info, directory):
         if _prefix(record) in repeated:
             places[record.sha256].append((split, record.filename))
-    for same in places.values():
-        if len(same) > 1:
-            splits = sorted({split for split, _ in same}, key=manifest.SPLITS.index)
-            names = " and ".join(name for _, name in same[:_NAMED])
-            more = f" and {len(same) - _NAMED:,} more" if len(same) > _NAMED else ""
-            where = f"twice in {splits[0]}" if len(splits) == 1 else "in " + " and ".join(splits)
-            yield f"the same photo is {where}: {names}{more}"
+    repeats = [same for same in places.values() if len(same) > 1]
+    # A photo that is trained on and tested by is the worse one.
+    repeats.sort(key=lambda same: -len({split for split, _ in same}))
+    for same in repeats[:_NAMED]:
+        splits = sorted({split for split, _ in same}, key=manifest.SPLITS.index)
+        names = " and ".join(name for _, name in same[:_NAMED])
+        more = f" and {len(same) - _NAMED:,} more" if len(same) > _NAMED else ""
+        where = f"twice in {splits[0]}" if len(splits) == 1 else "in " + " and ".join(splits)
+        yield f"the same photo is {where}: {names}{more}"
+    if len(repeats) > _NAMED:
+        yield f"{len(repeats) - _NAMED:,} more photos are there more than once"
 
 
 def _prefix(record: example.Record) -> int:

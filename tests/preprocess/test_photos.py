@@ -72,13 +72,55 @@ def test_a_source_that_is_gone_fails_the_job_and_costs_no_row(settings, rows, he
             process(gone, rows)
 
 
-def test_a_process_that_is_killed_is_an_error_that_names_the_photos(settings, rows, helpers):
-    helpers.start(1)
+def test_a_process_that_is_killed_costs_nothing_where_another_can_do_it(settings, rows, helpers):
+    expected = helpers.process(settings, rows)
     helper = helpers._idle.get()
-    helper.process(settings, rows)
     os.kill(helper._process.pid, signal.SIGKILL)
-    with pytest.raises(OSError, match=r"train/x/00001\.jpg … train/x/00005\.jpg .* signal 9"):
-        helper.process(settings, rows)
+    helpers._idle.put(helper)
+    assert helpers.process(settings, rows) == expected
+
+
+@pytest.fixture
+def deadly(tmp_path, monkeypatch):
+    """Lets a process die by a signal when it meets a photo of 12 bytes."""
+
+    def with_signal(number):
+        (tmp_path / "hook").mkdir()
+        (tmp_path / "hook" / "sitecustomize.py").write_text(
+            "import os, sys\n"
+            "class Finder:\n"
+            "    def find_spec(self, name, path=None, target=None):\n"
+            "        if name == 'preprocess.photos':\n"
+            "            import tfrecords.image as image\n"
+            "            really = image.prepare\n"
+            "            def prepare(data, options):\n"
+            f"                return os.kill(os.getpid(), {number}) if len(data) == 12"
+            " else really(data, options)\n"
+            "            image.prepare = prepare\n"
+            "sys.meta_path.insert(0, Finder())\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/hook:{os.getcwd()}")
+
+    return with_signal
+
+
+def test_a_photo_that_crashes_its_decoder_is_set_aside_alone(settings, rows, helpers, cars, deadly):
+    deadly(signal.SIGSEGV)
+    photo_sets.path_of(cars, "train", 3).write_bytes(b"x" * 12)
+    chunk = helpers.process(settings, rows)
+    assert len(chunk.written) == 4
+    ((row, detail),) = [(row["row"], row["detail"]) for row in chunk.rejected]
+    assert row == 3
+    assert "its decoder crashed (signal 11)" in detail
+
+
+def test_a_process_that_the_system_kills_is_no_fault_of_its_photo(
+    settings, rows, helpers, cars, deadly
+):
+    deadly(signal.SIGKILL)
+    photo_sets.path_of(cars, "train", 3).write_bytes(b"x" * 12)
+    with pytest.raises(OSError, match=r"train/x/00003\.jpg ended with signal 9: .* memory"):
+        helpers.process(settings, rows)
 
 
 def test_no_process_outlives_a_driver_that_is_killed():

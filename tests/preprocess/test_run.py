@@ -6,7 +6,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import struct
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -159,7 +163,7 @@ def test_bad_photos_are_set_aside_by_name_and_the_rest_is_used(cars, output, cap
     assert "60000x60000" in row["detail"]
     out = capsys.readouterr().out
     assert "2 box_outside, 1 damaged, 1 too_large, 2 unreadable" in out
-    assert f"set aside: {output}/rejected.jsonl" in out
+    assert f"rejected rows: {output}/rejected.jsonl" in out
 
 
 def test_a_photo_turned_by_exif_keeps_the_box_that_people_see(cars, output):
@@ -424,3 +428,63 @@ def test_parameters_hold_every_flag_that_shapes_the_output(cars, output):
     assert set(run.FLAGS) - parameters == not_shaping
     assert str(cars.parent) not in (output / "dataset.json").read_text()
     assert publish.libraries().keys() >= {"simplejpeg", "numpy", "pillow", "python"}
+
+
+def test_what_lies_beside_a_data_set_is_never_replaced(cars, output):
+    """The input below the output, or checkpoints beside the shards, would be deleted with it."""
+    run.main(photo_sets.flags(cars, output))
+    shutil.copytree(cars, output / "photos")
+    before = photo_sets.contents(output)
+    with pytest.raises(UserError, match=r"holds 'photos' beside a data set, and replacing it"):
+        run.main(photo_sets.flags(output / "photos", output, "--overwrite"))
+    assert photo_sets.contents(output) == before
+
+
+def test_a_small_set_is_judged_by_all_rows_of_its_csv(cars, output):
+    """Ids from 0 show further down than the limit: the rows before them would be misread."""
+    for split, last in (("train", 24), ("test", 6)):
+        csv = cars / f"anno_{split}.csv"
+        photo_sets.replace_row(csv, last, f"{last:05d}.jpg,1,5,70,54,0")
+    with pytest.raises(UserError, match=r"class ids seem to start at 0: 2 rows have class 0"):
+        run.main(photo_sets.flags(cars, output, "--limit=3"))
+    assert not output.exists()
+
+
+def test_rows_beyond_the_limit_are_neither_written_nor_rejected(cars, output):
+    run.main(photo_sets.flags(cars, output, "--limit=4", "--max_rejected=0"))
+    info = manifest.read(str(output))
+    assert sum(split.num_examples for split in info.splits.values()) == 8
+    assert (info.rejected, info.unannotated) == ({}, 0)
+
+
+def test_one_bad_row_does_not_hide_that_classes_are_shifted(cars, output):
+    """Numbers repeat in every folder, ids are off by one, and the first class has no row."""
+    shutil.rmtree(cars / "car_data")
+    names = ["A", "B", "C", "D"]
+    rows = []
+    for label, name in enumerate(names):
+        for number in range(1, 21):
+            path = cars / "train" / name / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(photo_sets.photo(seed=number))
+            rows += [f"{number}.jpg,1,5,70,54,{label}\n"] * (label > 0)
+    (cars / "names.csv").write_text("\n".join(names))
+    (cars / "anno_train.csv").write_text("".join([*rows, "oops,,,,,\n"]))
+    (cars / "anno_test.csv").unlink()
+    with pytest.raises(UserError, match=r"folder train/D: 20 photos and no row"):
+        run.main(photo_sets.flags(cars, output, "--max_rejected=0.5"))
+
+
+def test_an_interrupt_of_the_terminal_leaves_no_traceback(tmp_path):
+    """It reaches the processes that read photos too, while they start."""
+    root = photo_sets.write(tmp_path / "cars", train=700, test=10)
+    for delay in (0.8, 1.2, 1.6):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "preprocess.run",
+             *photo_sets.flags(root, tmp_path / "out", "--overwrite")],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert "Traceback" not in said

@@ -303,3 +303,16 @@ def test_only_the_beginning_of_an_annotation_file_decides_how_it_is_read(tmp_pat
     late = "b.jpg,nonsense\n" * 40_000
     found = look(put(tmp_path, CARS | {"anno_train.csv": TRAIN * 2000 + late}))
     assert found.csvs[0].layout.columns == ("filename", "xmin", "ymin", "xmax", "ymax", "class")
+
+
+def test_a_second_data_set_further_down_is_refused():
+    nested = CARS | {"old/anno_train.csv": "1.jpg,1,2,3,4,1\n", "old/train/Audi A4/9.jpg": "x"}
+    says = r"two data sets: .*anno_train\.csv and old/anno_train\.csv"
+    with pytest.raises(UserError, match=says):
+        survey(Listed([listed([*nested], {})], nested))
+
+
+def test_a_csv_of_nearly_the_right_name_is_named():
+    files = {path.replace("anno_train", "Anno-Train"): text for path, text in CARS.items()}
+    with pytest.raises(UserError, match=r"anno_train\.csv is missing, but .*Anno-Train\.csv is"):
+        survey(Listed([listed([*files], {})], files))

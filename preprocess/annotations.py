@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 
 from preprocess import text
 from preprocess.folders import class_finder
-from preprocess.names import NAMES, UNNAMED, read_names
+from preprocess.names import NAMES, UNNAMED
 from tfrecords.errors import UserError
 
-__all__ = ["ANNOTATIONS", "FRAME_COLUMNS", "NAMES", "Layout", "read_layout", "read_names",
+__all__ = ["ANNOTATIONS", "FRAME_COLUMNS", "NAMES", "Layout", "read_layout",
            "read_rows"]  # fmt: skip
 
 ANNOTATIONS = {"train": "anno_train.csv", "test": "anno_test.csv"}
@@ -242,7 +242,11 @@ def _check_places(rows: pd.DataFrame, layout: Layout, class_names: list[str]) ->
         is_number = value not in known and _is_number(value, layout.decimal)
         return not is_number or 0 <= _to_float(value) <= last
 
-    if first["detail"] or (_PHOTO.search(first["class"]) and not _PHOTO.search(first["name"])):
+    # A row that names a photo is no header: where others fit, it is only a bad row.
+    bad_names = rows.loc[rows["detail"] != "", "name"]
+    is_bad_row = len(good) and all(map(_PHOTO.search, bad_names))
+    other_order = _PHOTO.search(first["class"]) and not _PHOTO.search(first["name"])
+    if other_order or (first["detail"] and not is_bad_row):
         problem = f"the first row does not fit: {first['detail'] or first['class']}"
     elif len(good) >= 4 and num_inverted * 4 > len(good):
         problem = f"{num_inverted} of the first {len(good)} boxes have xmin >= xmax or ymin >= ymax"
@@ -262,7 +266,8 @@ def _check_fractions(rows: pd.DataFrame, layout: Layout) -> None:
     boxes = rows[_BOX].to_numpy()
     is_fraction = (boxes <= 1).all() and ((boxes > 0) & (boxes < 1)).any()
     words = set(map(text.column_word, layout.header))
-    if is_fraction and words >= {"x", "y"} and "width" in layout.columns:
+    is_vague = any({f"{box}x", f"{box}y"} <= words for box in ("", "box", "bbox"))
+    if is_fraction and is_vague and "width" in layout.columns:
         raise UserError(
             f"{layout.file} row {layout.first_line - 1}: x and y beside fractions may be the box's"
             " corner or its center. Rename them in the header to xmin,ymin or x_center,y_center."

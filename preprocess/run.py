@@ -286,6 +286,8 @@ def _require_usable(report: "Report", output: "publish.Output") -> Counter[str]:
         f"\n  {file} row {row}, {photo}: {reason}: {detail}"
         for file, row, photo, reason, detail in list(examples.values())[:_EXAMPLES]
     )
+    if 2 * counts["wrong_folder"] > counts.total():
+        shown += "\nDo the class ids of the CSVs start at 0? Then pass --first_class=0."
     raise UserError(
         f"{refusal}: {_counted(counts)}. For example:{shown}\n"
         f"All are in {output.rejected}. Mend them, or raise --max_rejected; what is done already"

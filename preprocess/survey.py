@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess import annotations, folders, storage, tables
+from preprocess import annotations, folders, names, storage, tables
 from tfrecords.errors import UserError
 
 PHOTO_PATH = r"(?:^|/)(?P<split>train|test)/(?P<folder>[^/]+)/(?P<name>[^/]+)$"
@@ -73,7 +73,7 @@ def survey(source: storage.Source) -> Survey:
     if names_entry.size > _MAX_NAMES_BYTES:
         raise UserError(f"{names_entry.path} is larger than {_MAX_NAMES_BYTES >> 20} MiB.")
     data = _read(source, names_entry)
-    class_names, note = annotations.read_names(data, names_entry.path, class_folders)
+    class_names, note = names.read_names(data, names_entry.path, class_folders)
     labels = folders.match_folders(class_names, class_folders)
     seen.require_one_data_set()
     notes = [*seen.notes(labels), note]

@@ -117,9 +117,13 @@ def test_columns_go_by_their_header(data):
     assert good(data) == [(2, *ROW)]
 
 
-@pytest.mark.parametrize("first", ["# made by a tool, 1.2", "My cars", "sep=;", "a.jpg,1,2,,4,1"])
+BELOW = ["a.jpg,1,2,30,40,3\n", "x,ymin,xmin,ymax,xmax,class\nx,2,1,4,3,1\n"]
+
+
 @pytest.mark.parametrize(
-    "rest", ["a.jpg,1,2,30,40,3\n", "x,ymin,xmin,ymax,xmax,class\nx,2,1,4,3,1\n"]
+    ("first", "rest"),
+    [(first, rest) for first in ("# made by a tool, 1.2", "My cars", "sep=;") for rest in BELOW]
+    + [("a.jpg,1,2,,4,1", BELOW[1])],
 )
 def test_a_first_line_that_is_neither_header_nor_row_is_refused(first, rest):
     with pytest.raises(UserError, match=r"row 1: .*(names no column|Add a first line)"):
@@ -631,3 +635,21 @@ def test_many_classes_and_folders_are_matched_in_linear_time(spell):
     found = match_folders(names, folders)
     assert time.process_time() - start < 5  # 0.4 s on a quiet core
     assert list(found.values()) == list(np.arange(1, 10_001))
+
+
+def test_a_bad_first_row_costs_no_other_though_there_is_no_header():
+    good = [f"{i}.jpg,1,2,30,40,1\n" for i in range(1, 9)]
+    data = "".join(["A1.jpg,,,,,1\n", *good]).encode()
+    layout = annotations.read_layout(data, "anno_train.csv", "train", ["A"])
+    (frame,) = annotations.read_rows(io.BytesIO(data), layout, ["A"])
+    assert frame["reason"].tolist() == ["bad_row"] + [""] * 8
+    data = "".join(["# boxes of cars\n", *good]).encode()
+    with pytest.raises(UserError, match="row 1"):
+        annotations.read_layout(data, "anno_train.csv", "train", ["A"])
+
+
+@pytest.mark.parametrize("box", ["x,y,w,h", "bbox_x,bbox_y,bbox_w,bbox_h", "box_x,box_y,w,h"])
+def test_fractions_under_x_and_y_may_be_corner_or_center_and_are_refused(box):
+    data = f"filename,{box},class\n1.jpg,0.5,0.5,0.2,0.2,1\n".encode()
+    with pytest.raises(UserError, match=r"corner or its center\. Rename them in the header"):
+        annotations.read_layout(data, "anno_train.csv", "train", ["A"])

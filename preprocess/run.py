@@ -202,6 +202,7 @@ def _beam_flag_names() -> Collection[str]:
 def _draw_sample() -> str:
     from preprocess import sample  # it needs a drawing library that nothing else here does
 
+    print(f"  drawing the sample in {sample.DEFAULT_DIRECTORY}, unless it is there", flush=True)
     sample.draw(sample.DEFAULT_DIRECTORY)
     return sample.DEFAULT_DIRECTORY
 

@@ -183,6 +183,9 @@ class Helpers:
             chunk = helper.process(settings, rows)
         except _Died as died:
             return self._one_by_one(settings, rows, died)
+        except Exception:
+            self._idle.put(helper)
+            raise
         self._idle.put(helper)
         return chunk
 
@@ -198,9 +201,9 @@ class Helpers:
                 {photo: text for some in damaged for photo, text in some.items()},
             )
         if died.signal not in _CRASHES:
+            how = f"signal {died.signal}" if died.signal > 0 else f"exit code {-died.signal}"
             raise OSError(
-                f"the process that read {rows[0].photo} ended with signal {died.signal}: is there"
-                " enough memory"
+                f"the process that read {rows[0].photo} ended with {how}: is there enough memory"
             )
         row, detail = rows[0], f"its decoder crashed (signal {died.signal})"
         rejected_row = {"file": row.file, "row": row.row, "photo": row.photo,
@@ -213,7 +216,7 @@ HELPERS = Helpers()
 
 
 class _Died(Exception):  # noqa: N818 - said of a process
-    """A process ended without an answer, by this signal."""
+    """A process ended without an answer: by this signal, or minus its exit code."""
 
     def __init__(self, signal: int):
         super().__init__(signal)
@@ -223,7 +226,7 @@ class _Died(Exception):  # noqa: N818 - said of a process
 class _Helper:
     """One process. It is told the settings once, and answers each list of rows with a chunk.
 
-    Questions and answers are pickled plain tuples, which takes a tenth of what named ones take.
+    Questions and answers are plain tuples: of a named one, pickle writes and seeks the class.
     """
 
     def __init__(self) -> None:
@@ -275,7 +278,7 @@ def help() -> None:
     """Answers on standard output what comes on standard input, until it ends."""
     asked: IO[bytes] = sys.stdin.buffer
     # Whatever a library prints must not get between the answers.
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     gc.disable()  # nothing here refers to itself
     settings = None
@@ -294,3 +297,4 @@ def help() -> None:
             except Exception as error:
                 answer = error
             pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
+            answers.flush()

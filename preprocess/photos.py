@@ -231,16 +231,14 @@ class _Helper:
 
     def __init__(self) -> None:
         # The same modules as here, whatever changed the path since the interpreter started.
-        # An interrupt is for the driver to answer: it reaches every process of a terminal.
         code = (
-            "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-            f"import sys; sys.path[:] = {sys.path!r}\n"
-            "from preprocess import photos; photos.help()"
+            f"import sys; sys.path[:] = {sys.path!r}; from preprocess import photos; photos.help()"
         )
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            process_group=0,  # an interrupt at the terminal is for the driver to answer
             env={"OPENBLAS_NUM_THREADS": "1"} | os.environ,  # threads that only wait, and spin
         )
         self._settings: Settings | None = None

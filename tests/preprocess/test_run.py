@@ -478,12 +478,13 @@ def test_one_bad_row_does_not_hide_that_classes_are_shifted(cars, output):
 def test_an_interrupt_of_the_terminal_leaves_no_traceback(tmp_path):
     """It reaches the processes that read photos too, while they start."""
     root = photo_sets.write(tmp_path / "cars", train=700, test=10)
-    for delay in (0.8, 1.2, 1.6):
+    for delay in (0.2, 0.8, 1.2, 1.6):
         process = subprocess.Popen(
             [sys.executable, "-m", "preprocess.run",
              *photo_sets.flags(root, tmp_path / "out", "--overwrite")],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
+        process.stdout.readline()  # before that, Python itself is starting
         time.sleep(delay)
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)

@@ -1,6 +1,1 @@
 """From photos and CSVs to sharded, checked TFRecords, as an Apache Beam job."""
-
-import os
-
-# TensorFlow's start-up chatter says nothing that a user can act on; to be set before its import.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -21,8 +21,8 @@ class Facts:
         rows: by CSV.
         boxes, fractions: by CSV, boxes that are numbers, and those of them within [0, 1].
         zeros, first_zeros: by CSV, rows of class 0, and the first of them.
-        reasons: rows set aside, by reason.
-        examples: the first rows set aside of each reason: (file, row, photo, reason, detail).
+        reasons: rejected rows, by reason.
+        examples: the first rejected rows of each reason: (file, row, photo, reason, detail).
         photos: sum of the hashes of all photos' relative paths and sizes, uint64 [4].
         unannotated: photos that no row names.
         unannotated_examples: the first of them.
@@ -68,13 +68,12 @@ class Facts:
         return self
 
     def add_rejected(self, rows: Iterable[tuple[str, int, str, str, str]]) -> None:
-        """Adds rows set aside: (file, row, photo, reason, detail)."""
+        """Adds rejected rows: (file, row, photo, reason, detail)."""
         found: dict[str, list[tuple[str, int, str, str, str]]] = {}
         for row in rows:
             found.setdefault(row[3], []).append(row)
-        for reason, some in found.items():
-            self.reasons[reason] += len(some)
-            self.examples[reason] = sorted([*self.examples.get(reason, []), *some])[:_SHOWN]
+        counts = Counter({reason: len(some) for reason, some in found.items()})
+        self.add(Facts(reasons=counts, examples=found))
 
     @property
     def num_rows(self) -> int:
@@ -83,7 +82,7 @@ class Facts:
 
     @property
     def num_rejected(self) -> int:
-        """Rows set aside before any photo is opened."""
+        """Rows rejected before any photo is opened."""
         return self.reasons.total()
 
 
@@ -139,8 +138,8 @@ def _zero_class(facts: Facts, class_names: list[str]) -> str:
     return (
         f"class ids seem to start at 0: {facts.zeros.total():,} rows have class 0, the"
         f" first is {file} row {row}. Pass --first_class=0 if class 0 is"
-        f" {class_names[0]!r}, the first of {annotations.NAMES}, or --first_class=1 to set"
-        " those rows aside."
+        f" {class_names[0]!r}, the first of {annotations.NAMES}, or --first_class=1 to reject"
+        " those rows."
     )
 
 

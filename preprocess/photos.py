@@ -232,7 +232,7 @@ class _Helper:
     def __init__(self) -> None:
         # The same modules as here, whatever changed the path since the interpreter started.
         code = (
-            f"import sys; sys.path[:] = {sys.path!r}; from preprocess import photos; photos.help()"
+            f"import sys; sys.path[:] = {sys.path!r}; from preprocess import photos; photos.serve()"
         )
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -272,7 +272,7 @@ class _Helper:
         return Chunk(framed, [Written(*one) for one in written], *rest)
 
 
-def help() -> None:
+def serve() -> None:
     """Answers on standard output what comes on standard input, until it ends."""
     asked: IO[bytes] = sys.stdin.buffer
     # Whatever a library prints must not get between the answers.

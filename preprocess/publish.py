@@ -172,31 +172,23 @@ def start(output: Output, fingerprint: str) -> str:
     return ""
 
 
-def write_rejected(output: Output, found: list[dict[str, Any]]) -> int:
-    """Writes `rejected.jsonl` into the incomplete folder, sorted by file and row.
+def write_rejected(output: Output, found: list[dict[str, Any]]) -> None:
+    """Writes `rejected.jsonl` into the incomplete folder, sorted by file and row, if there is any.
 
     Args:
         output: where.
-        found: rows set aside with their photos.
-
-    Returns:
-        Its number of lines. Without any there is no file.
+        found: rows rejected with their photos.
     """
     folder = f"{output.incomplete}/rejected-{output.run}"
     pieces = (_rows_of(f"{folder}/{name}") for name in sorted(storage.sizes(folder)))
     known = (row for piece in pieces for row in piece)
     by_place = lambda row: (row["file"], row["row"])  # noqa: E731
-    count = 0
     with contextlib.ExitStack() as opened:
         file = None
         for row in heapq.merge(known, sorted(found, key=by_place), key=by_place):
             file = file or opened.enter_context(storage.create(output.rejected))
             ordered = {name: row[name] for name in REJECTED_FIELDS}
             file.write((json.dumps(ordered, ensure_ascii=False) + "\n").encode())
-            count += 1
-    if not count:
-        storage.delete(output.rejected)
-    return count
 
 
 def publish(output: Output, contents: manifest.Manifest, totals: Totals, overwrite: bool) -> None:

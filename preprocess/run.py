@@ -125,7 +125,7 @@ def _run(beam_flags: list[str], started: float) -> None:
             shard,
             storage,
             survey,
-        )  # fmt: skip
+        )
     options = runner.options(beam_flags)
     graph = runner.pipeline(options)
     for flag in ("input", "output"):

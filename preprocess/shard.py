@@ -1,10 +1,10 @@
 """One shard: from its rows to its finished file.
 
 A shard that stands whole, with the fingerprint of its rows, the options and the libraries in its
-name, is kept as it is. Any other is written: its photos are worked on in chunks by a few threads,
-one more than there are cores. A worker keeps its chunks in one queue that runs on from shard to
-shard, so no core waits while a shard ends; results are taken from it in order, so the bytes do not
-depend on threads.
+name, is kept as it is. Any other is written: its photos are worked on in chunks by a few processes
+(threads where the source is remote, or the shard small), one more than there are cores. A worker
+keeps its chunks in one queue that runs on from shard to shard, so no core waits while a shard ends;
+results are taken from it in order, so the bytes do not depend on how many work.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ class Result:
         clipped: boxes that stood out of their photo a little.
         damaged: relative paths of damaged photos that were kept, with what their decoder said.
         widths, heights: pixels of the original photos, to how many have them.
-        rejected: rows set aside, with the keys of `rejected.jsonl`.
+        rejected: rejected rows, with the keys of `rejected.jsonl`.
         kept: whether it was whole already.
     """
 

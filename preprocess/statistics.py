@@ -27,7 +27,7 @@ class Totals:
         clipped: boxes that stood out of their photo a little.
         damaged: relative paths of damaged photos that were kept, with what their decoder said.
         widths, heights: pixels of the original photos, to how many have them.
-        rejected: rows set aside with their photos, with the keys of `rejected.jsonl`.
+        rejected: rows rejected with their photos, with the keys of `rejected.jsonl`.
     """
 
     shards: dict[str, tuple[int, int, str]] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class Report:
     Attributes:
         refusal: why no photo was opened, for the user; "" where they were.
         rows: rows read, by CSV.
-        rejected: rows set aside before any photo was opened, by reason.
+        rejected: rows rejected before any photo was opened, by reason.
         examples: the first of them of each reason: file, row, photo, reason, detail.
         unannotated: photos that no row names.
         unannotated_examples: the first of them.

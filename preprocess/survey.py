@@ -137,8 +137,8 @@ class _Seen:
                     self.csvs.setdefault(name, []).append(entry)
         near = table.filter(pc.match_substring_regex(table["path"], _NEAR_CSV))
         self.near_csvs += near["path"].to_pylist()[:_SHOWN]
-        self.roots |= set(pc.extract_regex(table["path"], _ROOT).combine_chunks().field(0).unique()
-                          .to_pylist())  # fmt: skip
+        roots = pc.struct_field(pc.extract_regex(table["path"], _ROOT), "root")
+        self.roots |= set(roots.drop_null().unique().to_pylist())
         if len(self.packed) < _SHOWN:
             packed = table.filter(pc.match_substring_regex(table["path"], _PACKED))
             self.packed += packed["path"].to_pylist()[:_SHOWN]

@@ -51,7 +51,7 @@ ROWS = pa.schema(
 REJECTED = pa.schema(
     [*_PLACE, ("photo", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
 )
-"""Rows that are set aside."""
+"""Rejected rows."""
 
 JOINED = pa.schema(
     [

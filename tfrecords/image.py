@@ -63,7 +63,7 @@ _EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before mark
 
 
 class Rejected(Exception):  # noqa: N818 - what happened to a photo, not a defect
-    """A row that is set aside: a short reason, and a detail with the values that show why."""
+    """A row that is rejected: a short reason, and a detail with the values that show why."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(reason, detail)

@@ -61,7 +61,7 @@ class Manifest:
         image: how photos are stored.
         class_names: label = index + 1.
         splits: by name, out of `SPLITS`; a split without records is absent.
-        rejected: number of rows set aside, by reason.
+        rejected: number of rejected rows, by reason.
         unannotated: number of photos found that no CSV row names.
         box_stats: what the boxes look like; see `preprocess.publish`.
         original_sizes: what the photos' own sizes look like; see `preprocess.publish`.

@@ -8,6 +8,11 @@ run: .venv/installed
 	$(BIN)/python -m preprocess.run --runner=DirectRunner --overwrite
 	$(BIN)/python -m tfrecords.inspect data/tfrecords --verify
 	$(BIN)/python -m trainer.task --strategy=mirrored
+	find data/sample -path '*/test/*' -name '*.jpg' -print0 | sort -z -t / -k 7 | head -z -n 3 | \
+		xargs -0 $(BIN)/python -m trainer.predict --model=runs/drawn-sample --top=1
+	@echo "Go on with photos of your own:"
+	@echo "  $(BIN)/python -m trainer.predict --model=runs/drawn-sample --output=drawn PHOTO ..."
+	@echo "  $(BIN)/python -m trainer.serve --model=runs/drawn-sample"
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q --numprocesses=2 --dist=loadfile

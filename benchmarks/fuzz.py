@@ -9,7 +9,6 @@ stores what is no JPEG of the right size is reported, with the photo's bytes kep
 with a table of outcomes, and exit code 1 if anything was found.
 """
 
-import argparse
 import dataclasses
 import io
 import multiprocessing
@@ -17,10 +16,23 @@ import os
 import random
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import flags
 from PIL import Image, features
+
+from tfrecords import command
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_integer("mutations", 100_000, "photos to try", 1, flag_values=FLAGS)
+flags.DEFINE_integer("seed", 0, "of the mutations", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "processes", os.cpu_count() or 1, "that work side by side", 1, flag_values=FLAGS
+)
+flags.DEFINE_float("seconds", 20.0, "for one photo; more is a hang", 0, flag_values=FLAGS)
+command.DEFINE_path("keep", "runs/fuzz", "folder for the bytes of what failed", FLAGS)
 
 _HEIGHT, _WIDTH = 48, 64
 _OUTCOMES = ("stored", "unreadable", "too_large", "damaged")
@@ -28,25 +40,17 @@ _EXTREMES = (b"\x00", b"\x01", b"\x7f", b"\x80", b"\xff", b"\x00\x00", b"\xff\xf
              b"\xff\xd9", b"\xff\xc0", b"\xff\xc4", b"\xff\xda", b"\x7f\xff\xff\xff")  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the fuzzer and prints what came of it."""
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.fuzz", description="Fuzzes the code that reads photos."
-    )
-    parser.add_argument("--mutations", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--seconds", type=float, default=20.0, help="for one photo")
-    parser.add_argument("--keep", default="runs/fuzz", help="folder for the bytes of what failed")
-    flags = parser.parse_args(argv)
+    command.parse(FLAGS, argv, usage=__doc__)
     started = time.monotonic()
-    outcomes, failures, slowest = _fuzz(flags)
+    outcomes, failures, slowest = _fuzz()
     seconds = time.monotonic() - started
     print("\n| outcome | photos | share |\n|---|---:|---:|")
     for outcome, count in sorted(outcomes.items(), key=lambda item: -item[1]):
-        print(f"| {outcome} | {count:,} | {count / flags.mutations:.1%} |")
+        print(f"| {outcome} | {count:,} | {count / FLAGS.mutations:.1%} |")
     print(
-        f"\n{flags.mutations:,} mutations in {seconds:.0f} s ({flags.mutations / seconds:,.0f}/s),"
+        f"\n{FLAGS.mutations:,} mutations in {seconds:.0f} s ({FLAGS.mutations / seconds:,.0f}/s),"
         f" the slowest photo {slowest:.2f} s; {len(failures)} failures"
     )
     for failure in failures:
@@ -124,19 +128,19 @@ def _encoded(picture: Image.Image, kind: str, **save: Any) -> bytes:
     return out.getvalue()
 
 
-def _fuzz(flags: argparse.Namespace) -> tuple[dict[str, int], list[str], float]:
-    workers = [_Worker(flags, number) for number in range(flags.processes)]
+def _fuzz() -> tuple[dict[str, int], list[str], float]:
+    workers = [_Worker(number) for number in range(FLAGS.processes)]
     failures: list[str] = []
     shown = time.monotonic()
     while any(worker.is_busy for worker in workers):
         time.sleep(0.1)
         for worker in workers:
             if how := worker.watch():
-                failures.append(f"{how}: {_keep(flags, worker.position)}")
+                failures.append(f"{how}: {_keep(worker.position)}")
         if time.monotonic() - shown > 10:
             shown = time.monotonic()
             done = sum(worker.counts.sum() for worker in workers)
-            print(f"{done:,.0f}/{flags.mutations:,} photos, {len(failures)} failures", flush=True)
+            print(f"{done:,.0f}/{FLAGS.mutations:,} photos, {len(failures)} failures", flush=True)
     counts = np.sum([worker.counts for worker in workers], axis=0).astype(int)
     outcomes = dict(zip(_OUTCOMES, counts.tolist(), strict=True))
     for how in ("crash", "hang"):
@@ -144,11 +148,11 @@ def _fuzz(flags: argparse.Namespace) -> tuple[dict[str, int], list[str], float]:
     return outcomes, failures, max(worker.slowest for worker in workers)
 
 
-def _keep(flags: argparse.Namespace, position: int) -> str:
-    os.makedirs(flags.keep, exist_ok=True)
-    path = os.path.join(flags.keep, f"{flags.seed}-{position}.jpg")
+def _keep(position: int) -> str:
+    os.makedirs(FLAGS.keep, exist_ok=True)
+    path = os.path.join(FLAGS.keep, f"{FLAGS.seed}-{position}.jpg")
     with open(path, "wb") as file:
-        file.write(_mutation(flags.seed, position, seeds()))
+        file.write(_mutation(FLAGS.seed, position, seeds()))
     return path
 
 
@@ -159,8 +163,7 @@ class _Worker:
     it, the longest time for a photo, and how many photos had each outcome.
     """
 
-    def __init__(self, flags: argparse.Namespace, number: int):
-        self._flags = flags
+    def __init__(self, number: int):
         self._context = multiprocessing.get_context("spawn")
         self._shared = self._context.RawArray("d", 3 + len(_OUTCOMES))
         self._state = np.frombuffer(self._shared)
@@ -195,25 +198,25 @@ class _Worker:
                 self._process = None
                 return ""
             how = "crash"
-        elif self._state[1] and time.monotonic() - self._state[1] > self._flags.seconds:
+        elif self._state[1] and time.monotonic() - self._state[1] > FLAGS.seconds:
             how = "hang"
         if how:
             self._process.kill()
             self._process.join()
             self._ended_at = int(self._state[0])
-            self._state[0] += self._flags.processes
+            self._state[0] += FLAGS.processes
             self._process = self._start()
         return how
 
     def _start(self) -> Any:
         self._state[1] = 0  # the clock runs from the first photo on: imports take seconds
-        arguments = (vars(self._flags), self._shared)
+        arguments = (FLAGS.flag_values_dict(), self._shared)
         process = self._context.Process(target=_work, args=arguments, daemon=True)
         process.start()
         return process
 
 
-def _work(flags: dict[str, Any], shared: Any) -> None:
+def _work(given: dict[str, Any], shared: Any) -> None:
     """Works from the position in shared memory to the end, in steps of the number of processes."""
     from tfrecords import image
 
@@ -221,8 +224,8 @@ def _work(flags: dict[str, Any], shared: Any) -> None:
     options = image.ImageOptions(_HEIGHT, _WIDTH, max_pixels=1_000_000)
     keeping = dataclasses.replace(options, keep_damaged=True)
     photos = seeds()
-    for position in range(int(state[0]), flags["mutations"], flags["processes"]):
-        data = _mutation(flags["seed"], position, photos)
+    for position in range(int(state[0]), given["mutations"], given["processes"]):
+        data = _mutation(given["seed"], position, photos)
         state[0], state[1] = position, time.monotonic()
         # Every other photo is kept as far as it can be decoded, so that this is tried as well.
         try:
@@ -250,4 +253,4 @@ def _is_good(encoded: bytes) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

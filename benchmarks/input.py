@@ -1,55 +1,63 @@
 """How fast records become batches, beside the limit that nothing can beat.
 
-    python -m benchmarks.input [--data=data/tfrecords] [--config=default] [--rounds=5]
-        [--steps_per_call=1]
+    python -m benchmarks.input [--data=data/tfrecords] [--rounds=5] [--steps_per_call=1]
+        [--config=default] [--config.batch_size=N ...]
 
 The limit is `tf.io.decode_jpeg` of the very same bytes, in memory, as one `tf.data` graph on all
 cores, and nothing else. Augmentation is part of the training step and happens on its device; where
 that is the same CPU, it takes what the last row says.
 """
 
-import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
+from absl import flags
 
 from benchmarks import rounds
-from tfrecords import example, manifest, pipelines, reader
-from tfrecords.errors import run_command
-from trainer import augment
-from trainer import config as configs
+from tfrecords import command, example, manifest, pipelines, reader
+from tfrecords.errors import UserError
+from trainer import augment, configs
 from trainer import input as inputs
 
+FLAGS = flags.FlagValues()
+command.DEFINE_path("data", "data/tfrecords", "data set to read", flag_values=FLAGS)
+configs.define_flags(FLAGS)
+flags.DEFINE_integer("rounds", 5, "of measuring", 1, flag_values=FLAGS)
+flags.DEFINE_integer("steps_per_call", 1, "batches handed out at once", 1, flag_values=FLAGS)
+flags.DEFINE_integer("images", 4096, "in each measurement, at most", 1, flag_values=FLAGS)
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.input", allow_abbrev=False)
-    parser.add_argument("--data", default="data/tfrecords")
-    parser.add_argument("--config", default="default", choices=configs.NAMES)
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps_per_call", type=int, default=1, help="batches handed out at once")
-    parser.add_argument("--images", type=int, default=4096, help="in each measurement")
-    flags = parser.parse_args(argv)
-    config = configs.apply_settings(configs.named(flags.config), configs.parse_settings(flags.set))
-    image = manifest.read(flags.data).image
-    records = reader.Records(flags.data, "train")
-    count = min(flags.images, len(records)) // config.batch_size * config.batch_size
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Raises:
+        UserError: there is no data set, or it is too small.
+    """
+    command.parse(FLAGS, argv, usage=__doc__)
+    config = configs.from_flags(FLAGS, "default")
+    image = manifest.read(FLAGS.data).image
+    records = reader.Records(FLAGS.data, "train")
+    count = min(FLAGS.images, len(records)) // config.batch_size * config.batch_size
+    if count <= config.batch_size * FLAGS.steps_per_call:
+        raise UserError(
+            f"the first {FLAGS.steps_per_call} of the {count // config.batch_size} batches warm up,"
+            " and none is left to measure: give a smaller --batch_size or --steps_per_call."
+        )
     one = tf.distribute.OneDeviceStrategy("/cpu:0")
 
     @tf.function
     def augmented(group: inputs.Example) -> list[inputs.Example]:
         return [
-            augment.augment({name: value[i] for name, value in group.items()}, config)
+            augment.augment({k: v[i] for k, v in group.items()}, config, input_size)
             for i in range(group["label"].shape[0])
         ]
 
     def batches(cache: str, use: Callable[[inputs.Example], object]) -> float:
-        source = sources[cache]
+        split = splits[cache]
         steps = count // config.batch_size
-        iterator = inputs.training_batches(one, source, config, 0, steps, flags.steps_per_call)
+        iterator = inputs.training_batches(one, split, config, 0, steps, FLAGS.steps_per_call)
         use(next(iterator))
         images, started = 0, time.perf_counter()
         for group in iterator:
@@ -57,10 +65,12 @@ def main(argv: list[str] | None = None) -> None:
             images += tf.size(group["label"]).numpy()
         return images / (time.perf_counter() - started)
 
-    sources = {
-        cache: inputs.open_source(records, image.height, image.width, cache, config.downscale)
+    splits = {
+        cache: inputs.open_split(records, image.height, image.width, cache, config.downscale)
         for cache in ("none", "memory")
     }
+    whole = splits["none"].height, splits["none"].width
+    input_size = config.model.input_height or whole[0], config.model.input_width or whole[1]
     encoded = example.parse(tf.constant(records.read(np.arange(count))))["encoded"]
     decoded = tf.data.Dataset.from_tensor_slices(encoded).batch(config.batch_size)
     decoded = decoded.map(
@@ -87,14 +97,14 @@ def main(argv: list[str] | None = None) -> None:
             "the same with --cache=memory": lambda: batches("memory", lambda group: None),
             "records to augmented batches": lambda: batches("none", augmented),
         },
-        flags.rounds,
+        FLAGS.rounds,
     )
     print(
         f"{count} photos of {image.height}x{image.width}, config {config.name},"
-        f" {flags.steps_per_call} steps a call"
+        f" {FLAGS.steps_per_call} steps a call"
     )
     print(rounds.table(found, "limit: decode only", "images/s"))
 
 
 if __name__ == "__main__":
-    run_command(main)
+    command.run(main)

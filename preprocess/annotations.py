@@ -1,9 +1,9 @@
 """The annotation CSVs as pandas frames that keep file and line.
 
 The driver calls `read_layout` on the beginning of each file; workers call `read_rows` with that
-layout. What a file means is decided once, from its header or from its first rows; a file that
-could mean two things is refused with what to do about it. After that, one bad row never costs a
-good one: it stays in the frame with its reason.
+layout. How a file is read is decided once, from its header or from its first rows; a file that
+could be read in two ways is refused, and the message says what to do. After that, a bad row never
+affects a good one: it stays in the frame with its reason.
 """
 
 import functools
@@ -133,7 +133,7 @@ def read_layout(head: bytes, file: str, split: str, class_names: list[str]) -> L
     start = next((number for number, line in enumerate(lines) if not text.is_blank(line)), None)
     if start is None:
         return layout
-    # Of as many decimal commas as semicolons, the semicolons, listed first, are the delimiters.
+    # With as many commas as semicolons, the semicolons are the delimiters: they are listed first.
     delimiter = max(text.DELIMITERS, key=lines[start].count)
     values = (value for line in lines for value in text.split_values(line.strip(), delimiter))
     has_comma = delimiter != "," and any("," in v and _is_number(v, ",") for v in values)
@@ -172,7 +172,7 @@ def read_rows(
         Frames of `FRAME_COLUMNS`: `row` (int64) is the line in the file, from 1; `name` the photo's
         file name; the box (float64) in the file's own unit, pixels or fractions, NaN in a bad row;
         `label` (int32) is 0 in every row with a reason. `reason` is "" for a usable row, else
-        `bad_row`, `unknown_class` or `class_zero`; `detail` says it to people.
+        `bad_row`, `unknown_class` or `class_zero`; `detail` explains it to the user.
     """
     judge_class = _class_judge(layout, class_names, 1 if first_class is None else first_class)
     judge_path = _path_judge(layout, class_names)
@@ -189,7 +189,7 @@ def read_rows(
 
 
 def _old_encoding(class_names: list[str]) -> str:
-    """Returns the encoding of a CSV that is not Unicode: the script of the classes tells it."""
+    """Returns the encoding of a CSV that is not Unicode, guessed by the script of the classes."""
     scripts = {unicodedata.name(letter, "").split(" ")[0] for letter in "".join(class_names)}
     western, chinese, japanese = text.OLD_ENCODINGS
     if scripts & {"HIRAGANA", "KATAKANA"}:
@@ -242,7 +242,7 @@ def _check_places(rows: pd.DataFrame, layout: Layout, class_names: list[str]) ->
         is_number = value not in known and _is_number(value, layout.decimal)
         return not is_number or 0 <= _to_float(value) <= last
 
-    # A row that names a photo is no header: where others fit, it is only a bad row.
+    # A row that names a photo is no header: if other rows fit, it is just a bad row.
     bad_names = rows.loc[rows["detail"] != "", "name"]
     is_bad_row = len(good) and all(map(_PHOTO.search, bad_names))
     other_order = _PHOTO.search(first["class"]) and not _PHOTO.search(first["name"])
@@ -283,7 +283,7 @@ def _is_by_name(classes: list[str], layout: Layout, class_names: list[str]) -> b
         return True
     numeric = [value for value in classes if _is_number(value, layout.decimal)]
     num_names = len(classes) - len(numeric)
-    # A number that is the name of a class too says nothing, unless the header does.
+    # A number that is also the name of a class decides nothing, unless the header does.
     num_numbers = sum(says_number or value not in known for value in numeric)
     if num_names or num_numbers or not numeric:
         return num_names > num_numbers
@@ -301,7 +301,7 @@ def _is_by_name(classes: list[str], layout: Layout, class_names: list[str]) -> b
 
 
 def _parse_lines(lines: list[str], start: int, layout: Layout) -> pd.DataFrame:
-    """Returns row, name, class, the four values of the box, and detail ("" if good), not judged."""
+    """Returns row, name, class, the four values of the box, and detail ("" if good), unchecked."""
     name, *box, value = _columns(lines, layout)
     boxes = np.column_stack([_floats(column, layout.decimal) for column in box])
     is_bad = ~(np.abs(boxes) < _MAX_PIXEL).all(axis=1)
@@ -315,7 +315,7 @@ def _parse_lines(lines: list[str], start: int, layout: Layout) -> pd.DataFrame:
 
 
 def _columns(lines: list[str], layout: Layout) -> list[pa.Array]:
-    """Returns the values of name, box and class; only the name of a line that is not as wide."""
+    """Returns the values of name, box and class; of a line of another width only the name."""
     delimiter, width = layout.delimiter, len(layout.columns)
     array = pc.ascii_rtrim(pa.array(lines, pa.string()), "\n")
     has_width = pc.equal(pc.count_substring(array, delimiter), width - 1)
@@ -323,7 +323,7 @@ def _columns(lines: list[str], layout: Layout) -> list[pa.Array]:
     odd = []
     for line in array.filter(is_odd).to_pylist():
         values = _split_line(line, layout)
-        if len(values) != width:  # Only the name is of use, to say which photo it is.
+        if len(values) != width:  # Only the name is used, to say which photo it is.
             name_at = layout.columns.index("filename")
             name = "".join(values[name_at : name_at + 1])
             values = [name if at == name_at else "" for at in range(width)]
@@ -438,7 +438,7 @@ def _class_judge(
 
 
 def _path_judge(layout: Layout, class_names: list[str]) -> Callable[[str, int], str]:
-    """Returns a function from folder and label to what contradicts the row ("" if nothing)."""
+    """Returns a function from folder and label to a contradiction with the row ("" if none)."""
     find = class_finder(class_names)
 
     @functools.lru_cache(1 << 16)

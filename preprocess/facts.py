@@ -112,16 +112,16 @@ class SumFacts(beam.CombineFn):
 def contradiction(
     facts: Facts, class_names: list[str], first_class: int | None, box_unit: str | None
 ) -> str:
-    """Finds what the CSVs and the photos say against each other.
+    """Finds contradictions between the CSVs and the photos.
 
     Args:
         facts: of the whole data set.
         class_names: label = index + 1.
-        first_class: the number of the first class, where the user said it.
-        box_unit: `pixel` or `fraction`, where the user said it.
+        first_class: the number of the first class, if the user gave it.
+        box_unit: `pixel` or `fraction`, if the user gave it.
 
     Returns:
-        A message for the user, or "" where nothing speaks against the way the input was read.
+        A message for the user, or "" where there is no contradiction.
     """
     return (
         (_zero_class(facts, class_names) if first_class is None else "")
@@ -156,10 +156,10 @@ def _fractions(facts: Facts) -> str:
 
 
 def _shifted_classes(facts: Facts, class_names: list[str]) -> str:
-    """Where numbers repeat across folders, a row of the wrong class still finds a photo.
+    """Where file names repeat across folders, a row of the wrong class still finds a photo.
 
-    So what gives a shift away is at its ends: a class whose rows find nothing, and a folder that
-    no row names.
+    A shift of the class numbers then shows only at its ends: a class whose rows find no photo, and
+    a folder that no row names.
     """
     for split in annotations.ANNOTATIONS:
         if not facts.shared[split]:
@@ -179,7 +179,7 @@ def _shifted_classes(facts: Facts, class_names: list[str]) -> str:
                 if where == split
             ]
         has_rows = any(where == split for where, _ in facts.classes)
-        # A class of few rows may have lost them all to mistakes of another kind.
+        # All rows of a small class may have been rejected for another reason.
         if lost or (has_rows and sum(n for _, n in unnamed) > facts.reasons["bad_row"]):
             rows = ", ".join(
                 f"class {label} ({class_names[label - 1]!r}): {count:,} rows and no photo"

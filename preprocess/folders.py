@@ -49,7 +49,7 @@ def match_folders(class_names: list[str], folders: Iterable[str]) -> dict[str, i
 def class_finder(class_names: list[str]) -> Callable[[str], list[int]]:
     """Returns a function that finds the classes which a spelling fits.
 
-    The spellings are tried from near to far, and the nearest one that fits any class decides:
+    Spellings are tried from exact to loose, and the first one that fits any class decides:
     the name itself, in either Unicode form; each character that a file system refuses left out,
     percent-encoded, or replaced by `_`, `-` or a space, and spaces and dots at the ends dropped;
     the same in any case; the same with `_` or `-` for spaces; the same with any other character
@@ -90,7 +90,7 @@ def _class_keys(name: str) -> list[set[str]]:
 
 
 def _keys(name: str) -> tuple[str, str, str, str, str]:
-    """Returns what a name is compared by, from near to far."""
+    """Returns the keys by which a name is compared, from exact to loose."""
     trimmed = name.strip(" .")
     folded = _nfc(trimmed.casefold())
     separated = _SEPARATORS.sub("_", folded)

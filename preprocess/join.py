@@ -1,8 +1,8 @@
 """One bucket of the join: the rows and the photos whose file names hash alike.
 
-A row finds its photo by split, class and file name. Everything that could be meant by a file name
-is in its bucket, since a bucket goes by the name's stem in lower case: so a row that finds no photo
-can be told what is there instead.
+A row finds its photo by split, class and file name. Buckets go by the stem of the name in lower
+case, so all similar names are in one bucket, and the message about a row without a photo can say
+what is there instead.
 """
 
 import os
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 PHOTO_NAME = r"(?i)\.(?:jpe?g|jpe|jfif|png|gif|bmp|webp|tiff?|avif|heic|heif|jp2)$"
-"""Files that are photos by their names; others are not missed when no row names them."""
+"""Files that are photos by their names; only these count as unannotated when no row names them."""
 
 _KEY = ["split", "label", "name"]
 REJECTED_COLUMNS = ["file", "row", "photo", "reason", "detail"]
@@ -21,7 +21,7 @@ REJECTED_COLUMNS = ["file", "row", "photo", "reason", "detail"]
 
 @dataclass(frozen=True)
 class Joined:
-    """What became of a bucket.
+    """The result of joining a bucket.
 
     Attributes:
         good: the rows that have a photo to themselves, with the columns of both sides.
@@ -48,7 +48,7 @@ def normalized(name: str) -> str:
 
 
 def bucket_key(name: str) -> str:
-    """Returns what names that could be taken for each other have in common."""
+    """Returns a key that is the same for names that could be confused."""
     return os.path.splitext(name)[0].casefold()
 
 
@@ -91,7 +91,7 @@ def join(rows: pd.DataFrame, photos: pd.DataFrame, class_names: list[str]) -> Jo
 
 
 def _judge(both: pd.DataFrame, found: pd.Series, twins: pd.DataFrame) -> None:
-    """Writes down why a row cannot be used, where it has no reason yet."""
+    """Sets the reason of rows that cannot be used and have no reason yet."""
     box = both[["xmin", "ymin", "xmax", "ymax"]].to_numpy(float)
     inverted = ~((box[:, 0] < box[:, 2]) & (box[:, 1] < box[:, 3]))
     refused = found & both["problem"].fillna("").ne("")
@@ -132,7 +132,7 @@ def _boxes(box: np.ndarray) -> list[str]:
 def _explain_missing(
     both: pd.DataFrame, missing: pd.Series, photos: pd.DataFrame, class_names: list[str]
 ) -> None:
-    """Says what is there instead of the photos that are not."""
+    """Explains which photos are there instead of the missing ones."""
     firsts = photos.drop_duplicates(["split", "name"])
     elsewhere = dict(
         zip(

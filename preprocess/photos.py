@@ -23,13 +23,13 @@ from preprocess import storage
 from tfrecords import example, image
 
 _PIPE_BYTES = 1 << 20
-# What a decoder's own fault looks like; anything else ends a process from outside.
+# Signals of a crash inside a decoder; any other signal comes from outside the process.
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker needs to know to make any shard.
+    """What a worker needs to make any shard.
 
     Attributes:
         source: path of the folder, zip or bucket.
@@ -68,7 +68,7 @@ class Row(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What statistics need of a record: label, box in fractions, original size, clipped."""
+    """Facts about a record, for statistics: label, box in fractions, original size, clipped."""
 
     label: int
     box: tuple[float, float, float, float]
@@ -78,7 +78,7 @@ class Written(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Framed records, what is known of them, rows set aside, and damaged photos kept."""
+    """Framed records, their statistics, rejected rows, and damaged photos that were kept."""
 
     framed: bytes
     written: list[Written]
@@ -90,7 +90,7 @@ def process(settings: Settings, rows: list[Row]) -> Chunk:
     """Reads, prepares and frames the photos of a chunk, in this process.
 
     Raises:
-        OSError: the machine failed, and no photo is to blame.
+        OSError: the machine failed, not a photo.
     """
     source = settings.open_source()
     framed: list[bytes] = []
@@ -190,7 +190,7 @@ class Helpers:
         return chunk
 
     def _one_by_one(self, settings: Settings, rows: list[Row], died: "_Died") -> Chunk:
-        """Finds the photo that its decoder cannot bear, and sets it aside."""
+        """Finds the photo that crashes its decoder, and rejects it."""
         if len(rows) > 1:
             chunks = [self.process(settings, [row]) for row in rows]
             framed, written, rejected, damaged = zip(*chunks, strict=True)
@@ -224,9 +224,9 @@ class _Died(Exception):  # noqa: N818 - said of a process
 
 
 class _Helper:
-    """One process. It is told the settings once, and answers each list of rows with a chunk.
+    """One process. It gets the settings once, and answers each list of rows with a chunk.
 
-    Questions and answers are plain tuples: of a named one, pickle writes and seeks the class.
+    Questions and answers are plain tuples: for a named tuple, pickle also writes its class.
     """
 
     def __init__(self) -> None:
@@ -275,7 +275,7 @@ class _Helper:
 def serve() -> None:
     """Answers on standard output what comes on standard input, until it ends."""
     asked: IO[bytes] = sys.stdin.buffer
-    # Whatever a library prints must not get between the answers.
+    # Output of a library must not get between the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     gc.disable()  # nothing here refers to itself

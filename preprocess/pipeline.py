@@ -9,8 +9,7 @@
 
 (dotted: side inputs). Elements are Arrow tables of at most 65,536 rows, so that the join is as fast
 as columns in one process, and spills on a cluster: no step holds all rows. Rows move, pixels do
-not: a photo is opened only by the worker that writes its shard. One report tells what became of it
-all.
+not: a photo is opened only by the worker that writes its shard. One report holds the results.
 """
 
 import contextlib
@@ -37,8 +36,8 @@ from preprocess.facts import Facts, SumFacts, contradiction
 from preprocess.survey import PHOTO_PATH, Annotations
 
 LISTED: dict[str, list[pa.Table]] = {}
-"""By run, the files of its source (`tables.FILES`), where the driver has them and they are few: a
-worker in the driver's process need not list them again."""
+"""By run, the files of its source (`tables.FILES`), if the driver has listed them and they are few:
+a worker in the driver's process need not list them again."""
 
 _REJECTED = "rejected-"  # begins the names of pieces of `rejected.jsonl`; a shard has its split's
 BEYOND_LIMIT = "beyond_limit"
@@ -61,7 +60,7 @@ class Settings:
         num_shards: by split, as the user chose it, or None.
         shard_bytes: size of a shard, at most about.
         max_rejected: fraction of the rows.
-        first_class, box_unit: what the user said of the CSVs, or None.
+        first_class, box_unit: how the user describes the CSVs, or None.
         limit: only the first so many rows of each CSV, or None.
     """
 
@@ -207,7 +206,7 @@ class ReadRows(beam.DoFn):
         for frame in frames:
             _count_rows(facts, frame, layout.file)
             if settings.limit is not None:
-                # They are joined all the same: what is wrong with a CSV may show further down.
+                # They are joined too: a contradiction may show only further down.
                 beyond = done + np.arange(len(frame)) >= settings.limit
                 frame = frame.assign(reason=frame["reason"].mask(beyond, BEYOND_LIMIT))
                 facts.rows[layout.file] -= int(beyond.sum())
@@ -223,7 +222,7 @@ def _count_rows(facts: Facts, frame: pd.DataFrame, file: str) -> None:
     facts.rows[file] += len(frame)
     numbers = frame[["xmin", "ymin", "xmax", "ymax"]].to_numpy(float)
     facts.boxes[file] += int(np.isfinite(numbers).all(axis=1).sum())
-    # A little outside too, since whoever computed the corners rounded.
+    # Slightly outside counts too: the corners may have been rounded.
     within = (numbers >= -0.01) & (numbers <= 1.01)
     facts.fractions[file] += int(within.all(axis=1).sum())
     zeros = frame.loc[frame["reason"].eq("class_zero"), "row"]
@@ -283,7 +282,7 @@ def _partition(buckets: int) -> beam.PTransform:
 
 
 def partition(table: pa.Table, buckets: int) -> Iterator[tuple[int, pa.Table]]:
-    """Cuts a table into buckets: names that could be taken for each other come together.
+    """Cuts a table into buckets: names that could be confused are in the same bucket.
 
     Args:
         table: with a column `name`.
@@ -340,7 +339,7 @@ class Join(beam.DoFn):
 def judge(facts: Facts, settings: Settings) -> str:
     """Returns why no photo is to be opened, for the user, or "".
 
-    Also leaves the number of rows to come where progress is read.
+    Also writes the number of rows to come, for the progress line.
     """
     refusal = contradiction(
         facts, settings.class_names, settings.first_class, settings.box_unit
@@ -418,7 +417,7 @@ class AssignShards(beam.DoFn):
     def process(
         self, table: pa.Table, draws: dict[int, split.Draw]
     ) -> Iterator[tuple[str, pa.Table]]:
-        """Takes up a table."""
+        """Takes a table."""
         self._draws = draws
         self._tables.append(table)
         self._rows += len(table)
@@ -426,7 +425,7 @@ class AssignShards(beam.DoFn):
             yield from self._cut()
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
-        """Cuts what is left."""
+        """Cuts the remaining tables."""
         yield from map(_in_global_window, self._cut())
 
     def _cut(self) -> Iterator[tuple[str, pa.Table]]:
@@ -459,7 +458,7 @@ def assign_shards(
 def name_shards(
     _: None, settings: Settings, draws: Iterable[tuple[int, split.Draw]]
 ) -> Iterator[tuple[str, pa.Table]]:
-    """Names every shard once, with no rows: one that gets none is a file too."""
+    """Names every shard once, with no rows: a shard without rows is a file too."""
     for name, count in counts_of_shards((one for _, one in draws), settings).items():
         for number in range(count):
             yield split.shard_name(name, number, count), tables.JOINED.empty_table()
@@ -482,20 +481,20 @@ def cut_rejected(table: pa.Table, files: list[str]) -> Iterator[tuple[str, pa.Ta
 class WriteFiles(beam.DoFn):
     """Writes the shards and the pieces of `rejected.jsonl` that it is given.
 
-    Yields the `shard.Result` of each shard. Where the verdict is a refusal, no photo is opened.
+    Yields the `shard.Result` of each shard. If the job is refused, no photo is opened.
     """
 
     def __init__(self, settings: Settings):
         self._settings = settings
 
     def start_bundle(self) -> None:
-        """Starts a queue of work that runs on from one shard of the bundle to the next."""
+        """Starts one queue for all shards of the bundle."""
         self._writer = shard.ShardWriter(self._settings.shards)
 
     def process(
         self, element: tuple[str, Iterable[pa.Table]], refusal: str
     ) -> Iterator[shard.Result]:
-        """Takes up one file."""
+        """Takes one file."""
         name, tables = element
         rows = pa.concat_tables(tables)
         if name.startswith(_REJECTED):
@@ -529,7 +528,7 @@ def _counted(results: list[shard.Result]) -> list[shard.Result]:
 def write_report(
     totals: statistics.Totals, settings: Settings, facts: Facts, refusal: str
 ) -> statistics.Report:
-    """Writes what there is to know of the job, for the driver."""
+    """Writes the results of the job, for the driver."""
     texts = [settings.class_names, sorted(facts.digests.items())]
     digest = hashlib.sha256(json.dumps(texts).encode())
     digest.update(facts.photos.astype("<u8").tobytes())

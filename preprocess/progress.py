@@ -1,4 +1,4 @@
-"""How far the job is, read off the incomplete folder, so that it works with every runner."""
+"""The job's progress, read from the incomplete folder, so that it works with every runner."""
 
 import contextlib
 import json
@@ -10,13 +10,13 @@ from typing import TextIO
 from preprocess import storage
 from tfrecords.progress import Progress
 
-_SECONDS = 0.5  # between two looks at a local folder
+_SECONDS = 0.5  # between two reads of a local folder
 _SECONDS_REMOTE = 15.0
 _LOG_SECONDS = 5.0  # between two lines where there is no terminal
 
 
 class Counts:
-    """Counts photos done and rejected, from finished shards and from what workers report."""
+    """Counts photos done and rejected, from finished shards and workers' reports."""
 
     def __init__(self, folder: str, run: str):
         """Args: the incomplete folder; the name of this run of the pipeline."""

@@ -1,15 +1,15 @@
-"""The incomplete folder, and how what is whole in it is published.
+"""The incomplete folder, and how its finished files are published.
 
     OUTPUT.incomplete/
-        whole/       finished shards, NAME-FINGERPRINT, and beside each what is known of it
+        whole/       finished shards, NAME-FINGERPRINT, each with a JSON file about it
         partial/     shards that are being written
         progress/    how far they are
-        rejected-RUN/, report-RUN.json    what one run of the pipeline tells its driver
+        rejected-RUN/, report-RUN.json    results of one run of the pipeline, for its driver
         data/        what will be published: shards, then rejected.jsonl, dataset.json
 
 `data/` becomes OUTPUT by one rename. Where a rename is a copy (buckets), files move one by one and
-the manifest comes last: readers go by the manifest. Nothing remembers which job began this folder:
-a finished shard says by its name which rows, options and libraries it was made of.
+the manifest comes last: readers go by the manifest. No file says which job began this folder: the
+name of a finished shard says which rows, options and libraries it was made from.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ class Output:
 
     @property
     def replaced(self) -> str:
-        """Where an old output stands while the new one takes its place."""
+        """Where an old output is while the new one takes its place."""
         return f"{self.path}.replaced"
 
 
@@ -80,7 +80,7 @@ def libraries() -> dict[str, str]:
 
 
 def fingerprint(parameters: dict[str, Any], class_names: list[str]) -> str:
-    """Returns what tells shards of the same rows apart: flags, class names and libraries."""
+    """Returns a hash of what decides a shard's bytes beside its rows: flags, classes, versions."""
     facts = [CODE_VERSION, manifest.FORMAT_VERSION, parameters, class_names, libraries()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -89,7 +89,7 @@ def require_free(output: Output, overwrite: bool) -> None:
     """Refuses to touch an output that exists, or that is no data set.
 
     Raises:
-        UserError: there is an output, and no `overwrite`; or something else is there.
+        UserError: there is an output and no `overwrite`, or there are other files.
     """
     if not storage.is_remote(output.path) and os.path.ismount(output.path):
         raise UserError(
@@ -119,10 +119,10 @@ def require_free(output: Output, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def locked(output: Output) -> Iterator[None]:
-    """Keeps other jobs off the incomplete folder, and heals what a killed job left.
+    """Locks the incomplete folder, and repairs what a killed job left.
 
     Raises:
-        UserError: another job is at work there, or what stands there is no job's.
+        UserError: another job is running there, or the folder holds other files.
     """
     _require_own(output)
     if storage.is_remote(output.path):
@@ -148,7 +148,7 @@ def has_traces(output: Output) -> bool:
 
 
 def start(output: Output, fingerprint: str) -> str:
-    """Makes the incomplete folder ready, and removes finished shards that cannot be of use.
+    """Prepares the incomplete folder, and removes finished shards that no longer fit.
 
     Args:
         output: where.
@@ -197,7 +197,7 @@ def publish(output: Output, contents: manifest.Manifest, totals: Totals, overwri
     Args:
         output: where.
         contents: its manifest.
-        totals: of its shards, which stand in the incomplete folder.
+        totals: of its shards, which are in the incomplete folder.
         overwrite: whether it may replace another one.
 
     Raises:
@@ -207,10 +207,10 @@ def publish(output: Output, contents: manifest.Manifest, totals: Totals, overwri
     moves = {f"whole/{totals.stored_as[name]}": name for name in sorted(wanted)}
     if contents.rejected:
         moves[manifest.REJECTED_NAME] = manifest.REJECTED_NAME
-    require_free(output, overwrite)  # it may have come to be while this job ran
+    require_free(output, overwrite)  # it may have appeared while this job ran
     text = contents.to_json().encode()
     if storage.is_remote(output.path):
-        # From here on the output is this job's to finish: it has no manifest until the end.
+        # From here on only this job can finish the output, which has no manifest until the end.
         storage.write(f"{output.incomplete}/{manifest.FILE_NAME}", text)
     _make_way(output, set(moves.values()))
     waiting = storage.sizes(output.incomplete)
@@ -227,7 +227,7 @@ def publish(output: Output, contents: manifest.Manifest, totals: Totals, overwri
 
 
 def clean_up(output: Output) -> None:
-    """Removes what a published output leaves behind; what says that it is published goes last."""
+    """Removes what is left after publication; the file that marks it goes last."""
     if storage.is_remote(output.path):
         for name in storage.sizes(output.incomplete):
             if name != manifest.FILE_NAME:
@@ -245,10 +245,10 @@ def clean_up(output: Output) -> None:
 
 
 def read_report(output: Output) -> Report:
-    """Reads what the pipeline tells of itself.
+    """Reads the report of the pipeline.
 
     Raises:
-        UserError: it is not there although the runner said that all is done.
+        UserError: there is none, although the runner reported success.
     """
     try:
         return Report.from_json(storage.read(report_path(output.incomplete, output.run)).decode())
@@ -260,7 +260,7 @@ def read_report(output: Output) -> Report:
 
 
 def forget(output: Output) -> None:
-    """Removes what a refused input leaves behind, but for finished shards and rejected rows."""
+    """Removes what a refused input leaves, except finished shards and rejected rows."""
     kept = (manifest.FILE_NAME, manifest.REJECTED_NAME)
     for name in storage.sizes(output.incomplete):
         if not name.startswith(("whole/", "data/")) and name not in kept:
@@ -284,7 +284,7 @@ _OWN_FILES = re.compile(
 
 
 def _present(path: str) -> set[str]:
-    """Returns the names of what stands in an output, or its own if it is no folder."""
+    """Returns the names in an output folder, or its own name if it is a file."""
     if storage.is_remote(path):
         return set(storage.sizes(path))
     if os.path.isdir(path):
@@ -299,7 +299,7 @@ def _lock(folder: str) -> int:
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
-            continue  # the job that had it has just published
+            continue  # the job that held the lock has just published
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -317,15 +317,15 @@ def _lock(folder: str) -> int:
 
 
 def _remove_if_empty(folder: str) -> None:
-    with contextlib.suppress(OSError):  # it holds something: a job can go on from there
+    with contextlib.suppress(OSError):  # it holds something that a job can continue with
         os.rmdir(folder)
 
 
 def _require_own(output: Output) -> None:
-    """Refuses to clear away what only looks like the traces of a job.
+    """Refuses to delete files that no job has made.
 
     Raises:
-        UserError: there are other things.
+        UserError: there are such files.
     """
     places = [(output.incomplete, _OWN_TRACES)]
     if not storage.is_remote(output.path):
@@ -341,7 +341,7 @@ def _require_own(output: Output) -> None:
 
 
 def _heal(output: Output) -> None:
-    """Ends a replacement that was killed between its renames, whichever way is safe."""
+    """Finishes or undoes a replacement that was killed between its renames."""
     if not os.path.lexists(output.replaced):
         return
     if os.path.lexists(output.path):
@@ -379,7 +379,7 @@ def _rows_of(path: str) -> Iterator[dict[str, Any]]:
 
 
 def _make_way(output: Output, wanted: set[str]) -> None:
-    """Removes from where files are put together those that are of no use; the manifest first."""
+    """Removes unwanted files from the folder that will be published; the manifest first."""
     names = sorted(storage.sizes(output.data), key=lambda name: name != manifest.FILE_NAME)
     remote = storage.is_remote(output.path)
     for name in names:

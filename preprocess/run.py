@@ -3,7 +3,7 @@
     python -m preprocess.run --runner=DirectRunner --input=cars.zip --output=data/tfrecords
 
 Flags that are not listed here go to Beam: --direct_num_workers=4, --flink_master=…, --project=….
-A job that was stopped is started again with the same command and keeps what is done.
+A job that was stopped continues with the same command and keeps its finished shards.
 """
 
 import functools
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: flags; those of the command line if absent.
 
     Raises:
-        UserError: nothing was published, and why.
+        UserError: nothing was published; the message says why.
     """
     started = time.monotonic()
     beam_flags = command.parse(FLAGS, argv, usage=__doc__, known_elsewhere=_beam_flag_names)
@@ -103,12 +103,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"{error.filename or FLAGS.output}: {error.strerror or error}. An output that was"
             " there before is untouched, and what is done is kept for the next run. Free some"
-            " space or mend the path, then run the same command again."
+            " space or correct the path, then run the same command again."
         ) from error
     except KeyboardInterrupt:
         print(
-            f"\nShards that are whole are kept in {FLAGS.output}.incomplete. Run the same command"
-            " again to go on, or delete that folder."
+            f"\nFinished shards are kept in {FLAGS.output}.incomplete. Run the same command again"
+            " to continue, or delete that folder."
         )
         raise
 
@@ -133,7 +133,7 @@ def _run(beam_flags: list[str], started: float) -> None:
         if path and storage.is_remote(path):
             _blamed(flag, functools.partial(storage.require_file_system, path))
     output = publish.Output(_absolute(FLAGS.output), secrets.token_hex(4))
-    if not publish.has_traces(output):  # those may have to be healed first
+    if not publish.has_traces(output):  # those may have to be repaired first
         publish.require_free(output, FLAGS.overwrite)
     place = _absolute(FLAGS.input or _draw_sample())
     seen = _blamed("input", lambda: survey.survey(storage.open_source(place, FLAGS.follow_links)))
@@ -167,7 +167,7 @@ def _run(beam_flags: list[str], started: float) -> None:
 
 
 def _blamed(flag: str, look: Callable[[], T]) -> T:
-    """Returns what `look` finds; what is wrong with a path is said of the flag that named it."""
+    """Returns what `look` finds; errors about a path name the flag that gave it."""
     path = FLAGS[flag].value or "the built-in sample"
     try:
         return look()
@@ -200,7 +200,7 @@ def _beam_flag_names() -> Collection[str]:
 
 
 def _draw_sample() -> str:
-    from preprocess import sample  # it needs a drawing library that nothing else here does
+    from preprocess import sample  # it needs a drawing library that the other modules here do not
 
     print(f"  drawing the sample in {sample.DEFAULT_DIRECTORY}, unless it is there", flush=True)
     sample.draw(sample.DEFAULT_DIRECTORY)
@@ -208,7 +208,7 @@ def _draw_sample() -> str:
 
 
 def _absolute(path: str) -> str:
-    """Returns a path that means the same to workers, which may run elsewhere."""
+    """Returns a path that is valid for workers too, which may run in another folder."""
     return path.rstrip("/") if "://" in path else os.path.realpath(path)
 
 
@@ -291,8 +291,8 @@ def _require_usable(report: "Report", output: "publish.Output") -> Counter[str]:
         shown += "\nDo the class ids of the CSVs start at 0? Then pass --first_class=0."
     raise UserError(
         f"{refusal}: {_counted(counts)}. For example:{shown}\n"
-        f"All are in {output.rejected}. Mend them, or raise --max_rejected; what is done already"
-        " is kept."
+        f"All are in {output.rejected}. Correct them, or raise --max_rejected; finished shards are"
+        " kept."
     )
 
 

@@ -1,4 +1,4 @@
-"""Beam's flags and runner: taken as Beam takes them, with mistakes told in one sentence."""
+"""Beam's flags and runner: parsed as Beam parses them, mistakes reported in one sentence."""
 
 import argparse
 import logging
@@ -27,7 +27,7 @@ def options(arguments: list[str]) -> pipeline_options.PipelineOptions:
     Raises:
         FlagError: Beam does not know an argument, or cannot take its value.
     """
-    # What goes wrong is raised; Beam's own account of it is pages long.
+    # Errors are raised; Beam's own messages about them are pages long.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     logging.getLogger().setLevel(logging.CRITICAL)
     try:
@@ -68,12 +68,12 @@ def run(graph: beam.Pipeline, parsed: pipeline_options.PipelineOptions) -> None:
     try:
         graph.run().wait_until_finish()
     except Exception as error:
-        if str(error).startswith("KeyboardInterrupt"):  # Beam makes an error of it
+        if str(error).startswith("KeyboardInterrupt"):  # Beam turns it into an error
             raise KeyboardInterrupt from None
         if reason := _failure(error):
             raise UserError(
-                f"{reason}. What is whole is kept: when the cause is gone, run the same command"
-                " again and it goes on from there."
+                f"{reason}. Finished shards are kept: when the cause is gone, run the same command"
+                " again and it continues."
             ) from None
         if is_local(parsed):
             raise  # a defect: its traceback is of use
@@ -81,7 +81,7 @@ def run(graph: beam.Pipeline, parsed: pipeline_options.PipelineOptions) -> None:
 
 
 def _failure(error: Exception) -> str | None:
-    """Returns what a worker said, which some runners hand over as text with its traceback."""
+    """Returns a worker's message, which some runners pass on as text with its traceback."""
     if isinstance(error, WriteFailed | UserError):
         return str(error).split(" [while running")[0].removesuffix(".")
     said = re.search(
@@ -97,7 +97,7 @@ def _failed(parsed: pipeline_options.PipelineOptions, error: Exception) -> UserE
 
 
 def _require_job_server(parsed: pipeline_options.PipelineOptions) -> None:
-    """Checks that somebody listens at `--job_endpoint`: Beam would wait for minutes in silence."""
+    """Checks that a server listens at `--job_endpoint`: Beam would wait silently for minutes."""
     endpoint = parsed.view_as(pipeline_options.PortableOptions).job_endpoint
     host, _, port = (endpoint or "").rpartition(":")
     if not port.isdigit():
@@ -107,7 +107,7 @@ def _require_job_server(parsed: pipeline_options.PipelineOptions) -> None:
     except OSError as error:
         raise UserError(
             f"--job_endpoint={endpoint}: no job server answers there ({error.strerror or error})."
-            " Start one, or mend the address."
+            " Start one, or correct the address."
         ) from None
 
 

@@ -2,10 +2,10 @@
 
 python -m preprocess.sample [--output=data/sample]
 
-Only the shape of the body tells the kinds apart: colours, places, sizes and backgrounds are drawn
-from the same lots for all. The layout is that of a real class-folder data set with its quirks: a
-class whose name a folder cannot carry, the same file names in train and test, a few grayscale
-photos, and one that only its EXIF tag turns upright.
+Only the shape of the body distinguishes the kinds: colors, places, sizes and backgrounds have the
+same distributions for all. The layout is that of a real class-folder data set with its quirks: a
+class name that a folder cannot have, the same file names in train and test, a few grayscale photos,
+and one that is upright only by its EXIF tag.
 """
 
 import csv
@@ -50,14 +50,14 @@ _ORIENTATION_TAG, _TURNED_RIGHT = 0x0112, 6
 
 
 def draw(directory: str, *, seed: int = 42) -> None:
-    """Draws the sample data set, unless it stands there already.
+    """Draws the sample data set, unless it is there already.
 
-    The folder appears under its name only when it is whole. The same seed gives the same bytes.
+    The folder appears under its name only when it is complete. The same seed gives the same bytes.
 
     Args:
         directory: local folder to make. It then holds `anno_train.csv`, `anno_test.csv`,
             `names.csv`, and the photos at `car_data/car_data/<split>/<class folder>/`.
-        seed: of everything that is left to chance.
+        seed: of everything random.
 
     Raises:
         UserError: the folder exists and is not this sample, or cannot be written.

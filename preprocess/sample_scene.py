@@ -1,23 +1,23 @@
-"""Landscapes of the built-in sample: chance decides what is in them, never the kind of vehicle."""
+"""Landscapes of the built-in sample: random, and independent of the kind of vehicle."""
 
 import random
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from preprocess.sample_vehicle import Colour, gradient, hsv
+from preprocess.sample_vehicle import Color, gradient, hsv
 
 Pen = ImageDraw.ImageDraw
 Rng = random.Random
 
-_SKIES = {  # name: top colour, colour at the horizon, light on everything
+_SKIES = {  # name: top color, color at the horizon, light on everything
     "day": ((70, 134, 206), (202, 226, 242), 1.0),
     "haze": ((160, 176, 190), (226, 228, 226), 0.95),
     "sunset": ((66, 66, 124), (250, 168, 106), 0.85),
     "dawn": ((120, 150, 200), (252, 214, 190), 0.95),
     "night": ((10, 14, 34), (50, 58, 92), 0.6),
 }
-_GROUNDS = {  # name: colours at the horizon and at the bottom
+_GROUNDS = {  # name: colors at the horizon and at the bottom
     "grass": ((126, 158, 82), (78, 118, 50)),
     "sand": ((222, 196, 148), (192, 158, 108)),
     "asphalt": ((128, 130, 134), (88, 90, 94)),
@@ -29,10 +29,10 @@ _GROUNDS = {  # name: colours at the horizon and at the bottom
 def landscape(
     rng: Rng, width: int, height: int, bottom: int, vehicle: int
 ) -> tuple[Image.Image, float]:
-    """Returns a landscape with nobody in it, and the light there, 0 to 1.
+    """Returns a landscape without a vehicle, and the light in it, 0 to 1.
 
     Args:
-        rng: decides everything.
+        rng: source of all randomness.
         width, height: of the photo, pixels.
         bottom: row where a vehicle will stand.
         vehicle: its height, pixels.
@@ -70,20 +70,20 @@ def cast_shadow(photo: Image.Image, left: int, bottom: int, width: int, height: 
     photo.paste((8, 8, 12), (left - margin, bottom - margin - int(0.8 * depth)), mask)
 
 
-def _lit(colour: tuple[float, ...], light: float, rng: Rng | None = None) -> Colour:
+def _lit(color: tuple[float, ...], light: float, rng: Rng | None = None) -> Color:
     vary = rng.uniform(0.85, 1.15) if rng else 1.0
-    red, green, blue = (round(max(0, min(255, c * light * vary))) for c in colour)
+    red, green, blue = (round(max(0, min(255, c * light * vary))) for c in color)
     return red, green, blue
 
 
-def _clouds(pen: Pen, rng: Rng, width: int, horizon: int, sky: Colour) -> None:
-    colour = _lit(sky, 1.06)
+def _clouds(pen: Pen, rng: Rng, width: int, horizon: int, sky: Color) -> None:
+    color = _lit(sky, 1.06)
     for _ in range(rng.randint(1, 3)):
         x, y, size = rng.uniform(0, width), rng.uniform(0, 0.6 * horizon), rng.uniform(0.05, 0.12)
         for i in range(4):
             r = size * width * rng.uniform(0.4, 0.7)
             x += r * 0.8
-            pen.ellipse((x - r, y - r * 0.4, x + r, y + r * 0.3 + i), fill=colour)
+            pen.ellipse((x - r, y - r * 0.4, x + r, y + r * 0.3 + i), fill=color)
 
 
 def _hills(pen: Pen, rng: Rng, width: int, horizon: int, scale: float, light: float) -> None:
@@ -102,8 +102,8 @@ def _city(pen: Pen, rng: Rng, width: int, horizon: int, scale: float, light: flo
     x = -rng.uniform(0, 0.1) * width
     while x < width:
         broad, tall = rng.uniform(0.05, 0.14) * width, scale * rng.uniform(0.4, 1.6)
-        colour = rng.choice(((128, 136, 148), (160, 148, 136), (104, 112, 128), (176, 172, 168)))
-        pen.rectangle((x, horizon - tall, x + broad, horizon), fill=_lit(colour, light, rng))
+        color = rng.choice(((128, 136, 148), (160, 148, 136), (104, 112, 128), (176, 172, 168)))
+        pen.rectangle((x, horizon - tall, x + broad, horizon), fill=_lit(color, light, rng))
         pane = _lit((70, 82, 96), light) if light > 0.6 or rng.random() < 0.4 else (236, 202, 120)
         step = broad / 4
         for row in range(1, int(tall / step)):
@@ -138,8 +138,8 @@ def _tree(pen: Pen, rng: Rng, x: float, foot: float, size: float, light: float) 
 
 def _house(pen: Pen, rng: Rng, x: float, foot: float, size: float, light: float) -> None:
     broad, wall = size * rng.uniform(0.8, 1.4), size * 0.6
-    colour = rng.choice(((226, 214, 190), (198, 150, 122), (182, 190, 196), (236, 232, 226)))
-    pen.rectangle((x, foot - wall, x + broad, foot), fill=_lit(colour, light, rng))
+    color = rng.choice(((226, 214, 190), (198, 150, 122), (182, 190, 196), (236, 232, 226)))
+    pen.rectangle((x, foot - wall, x + broad, foot), fill=_lit(color, light, rng))
     eave, y = size * 0.1, foot - wall
     pen.polygon([(x - eave, y), (x + broad / 2, y - size * 0.45), (x + broad + eave, y)],
                 fill=_lit(rng.choice(((140, 66, 52), (88, 84, 90))), light, rng))  # fmt: skip
@@ -154,10 +154,8 @@ def _sign(pen: Pen, rng: Rng, x: float, foot: float, size: float, light: float) 
         (x - size * 0.02, foot - size, x + size * 0.02, foot), fill=_lit((120,) * 3, light)
     )
     r, y = size * 0.16, foot - size
-    colour = _lit(rng.choice(((196, 44, 40), (44, 92, 168), (232, 190, 52), (52, 124, 76))), light)
-    (pen.ellipse if rng.random() < 0.5 else pen.rectangle)(
-        (x - r, y - r, x + r, y + r), fill=colour
-    )
+    color = _lit(rng.choice(((196, 44, 40), (44, 92, 168), (232, 190, 52), (52, 124, 76))), light)
+    (pen.ellipse if rng.random() < 0.5 else pen.rectangle)((x - r, y - r, x + r, y + r), fill=color)
     pen.rectangle(
         (x - r * 0.6, y - r * 0.2, x + r * 0.6, y + r * 0.2), fill=_lit((240,) * 3, light)
     )
@@ -165,11 +163,11 @@ def _sign(pen: Pen, rng: Rng, x: float, foot: float, size: float, light: float) 
 
 def _crate(pen: Pen, rng: Rng, x: float, foot: float, size: float, light: float) -> None:
     broad, tall = size * rng.uniform(0.4, 1.0), size * rng.uniform(0.25, 0.5)
-    colour = _lit(hsv(rng.random(), 0.45, 0.7), light)
-    pen.rectangle((x, foot - tall, x + broad, foot), fill=colour)
+    color = _lit(hsv(rng.random(), 0.45, 0.7), light)
+    pen.rectangle((x, foot - tall, x + broad, foot), fill=color)
     for share in (0.25, 0.5, 0.75):
         pen.line((x + share * broad, foot - tall, x + share * broad, foot),
-                 fill=_lit(colour, 0.8), width=max(1, int(size * 0.015)))  # fmt: skip
+                 fill=_lit(color, 0.8), width=max(1, int(size * 0.015)))  # fmt: skip
 
 
 def _road(
@@ -177,8 +175,8 @@ def _road(
 ) -> None:
     top = max(horizon, int(bottom - scale * rng.uniform(0.12, 0.3)))
     low = bottom + scale * rng.uniform(0.15, 0.5)
-    grey = rng.uniform(70, 120)
-    pen.rectangle((0, top, width, low), fill=_lit((grey, grey, grey + 5), light))
+    gray = rng.uniform(70, 120)
+    pen.rectangle((0, top, width, low), fill=_lit((gray, gray, gray + 5), light))
     edge, white = max(2, scale * 0.025), _lit((214, 212, 200), light)
     pen.rectangle((0, top, width, top + edge), fill=white)
     y, step = bottom + scale * 0.1, scale * rng.uniform(0.8, 1.4)

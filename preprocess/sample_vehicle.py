@@ -1,6 +1,6 @@
 """Vehicles of the built-in sample: ten kinds as polygons, posed and painted.
 
-Only the shape of the body tells the kinds apart: colours are drawn from the same lot for all.
+Only the shape of the body distinguishes the kinds: colors have one distribution for all.
 """
 
 import colorsys
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Points = np.ndarray  # float [n, 2]: x, y
 Shape = tuple[str, Points]  # a filled polygon and its tone: what it is made of, see `_palette`
 
@@ -22,7 +22,7 @@ _SHADED = {"paint", "cargo", "glass"}  # tones that fade from top to bottom
 
 
 class Part(NamedTuple):
-    """A polygon of a vehicle, metres: rear at x = 0, front to the right, ground at y = 0."""
+    """A polygon of a vehicle, in meters: rear at x = 0, front to the right, ground at y = 0."""
 
     tone: str
     corners: tuple[tuple[float, float], ...]
@@ -215,7 +215,7 @@ KINDS = (
 
 
 def pose(kind: Kind, rng: random.Random) -> list[Shape]:
-    """Returns the polygons of one vehicle, from back to front, metres, y downwards.
+    """Returns the polygons of one vehicle, from back to front, in meters, y downwards.
 
     Proportions vary a little, and so do the side it faces, its tilt, and which end is nearer.
     """
@@ -224,8 +224,8 @@ def pose(kind: Kind, rng: random.Random) -> list[Shape]:
     radius = kind.radius * rng.uniform(0.93, 1.07)
     spin = rng.uniform(0, math.tau)
     for x in kind.wheels:
-        centre = np.array([x * stretch[0], radius])
-        shapes.extend((tone, points + centre) for tone, points in _wheel(radius, spin))
+        center = np.array([x * stretch[0], radius])
+        shapes.extend((tone, points + center) for tone, points in _wheel(radius, spin))
 
     length = max(points[:, 0].max() for _, points in shapes)
     taper, flip = rng.uniform(-0.12, 0.12), rng.choice((-1, 1))
@@ -248,8 +248,8 @@ def _rounded(part: Part, rng: random.Random) -> Points:
     if part.tone == "paint":
         corners += [[rng.uniform(-0.025, 0.025), rng.uniform(-0.02, 0.02)] for _ in corners]
 
-    def towards(neighbours: Points) -> Points:
-        way = neighbours - corners
+    def towards(neighbors: Points) -> Points:
+        way = neighbors - corners
         distance = np.linalg.norm(way, axis=1, keepdims=True)
         return corners + way * np.minimum(0.5, part.rounding / distance)
 
@@ -278,7 +278,7 @@ def paint(photo: Image.Image, shapes: list[Shape], rng: random.Random, light: fl
     Args:
         photo: RGB; changed.
         shapes: polygons of the vehicle, from back to front, in pixels of the photo.
-        rng: decides the colours.
+        rng: decides the colors.
         light: on the scene, 0 to 1.
     """
     palette = _palette(rng, light)
@@ -298,7 +298,7 @@ def paint(photo: Image.Image, shapes: list[Shape], rng: random.Random, light: fl
     photo.paste(large.reduce(_SUPERSAMPLING), place)
 
 
-def _fill_shaded(image: Image.Image, outline: Points, top: Colour, bottom: Colour) -> None:
+def _fill_shaded(image: Image.Image, outline: Points, top: Color, bottom: Color) -> None:
     corner = np.floor(outline.min(axis=0)).astype(int)
     width, height = (np.ceil(outline.max(axis=0)).astype(int) - corner + 1).tolist()
     mask = Image.new("L", (width, height))
@@ -306,17 +306,17 @@ def _fill_shaded(image: Image.Image, outline: Points, top: Colour, bottom: Colou
     image.paste(gradient(width, height, top, bottom), tuple(corner.tolist()), mask)
 
 
-def gradient(width: int, height: int, top: Colour, bottom: Colour) -> Image.Image:
-    """Returns an RGB picture that fades from one colour to another."""
+def gradient(width: int, height: int, top: Color, bottom: Color) -> Image.Image:
+    """Returns an RGB picture that fades from one color to another."""
     column = np.linspace(top, bottom, height).round().astype(np.uint8)
     return Image.fromarray(column[:, None]).resize((width, height), Image.Resampling.NEAREST)
 
 
-def _palette(rng: random.Random, light: float) -> dict[str, tuple[Colour, Colour]]:
-    """Returns the colour of each tone at its top and at its bottom."""
+def _palette(rng: random.Random, light: float) -> dict[str, tuple[Color, Color]]:
+    """Returns the color of each tone at its top and at its bottom."""
 
-    def shade(colour: tuple[float, ...], factor: float = 1.0) -> Colour:
-        red, green, blue = (round(min(255, c * factor * light)) for c in colour)
+    def shade(color: tuple[float, ...], factor: float = 1.0) -> Color:
+        red, green, blue = (round(min(255, c * factor * light)) for c in color)
         return red, green, blue
 
     def lacquer() -> tuple[float, ...]:
@@ -341,12 +341,12 @@ def _palette(rng: random.Random, light: float) -> dict[str, tuple[Colour, Colour
         "paint": (shade(body, 1.2), shade(body, 0.68)),
         "cargo": (shade(cargo, 1.1), shade(cargo, 0.8)),
         "glass": (shade((176, 204, 220)), shade((42, 54, 66))),
-        **{tone: (shade(colour), shade(colour)) for tone, colour in plain.items()},
-        **{tone: (colour, colour) for tone, colour in lit.items()},
+        **{tone: (shade(color), shade(color)) for tone, color in plain.items()},
+        **{tone: (color, color) for tone, color in lit.items()},
     }
 
 
-def hsv(hue: float, saturation: float, value: float) -> Colour:
-    """Returns the RGB colour, 0 to 255, of hue, saturation and value, 0 to 1."""
+def hsv(hue: float, saturation: float, value: float) -> Color:
+    """Returns the RGB color, 0 to 255, of hue, saturation and value, 0 to 1."""
     red, green, blue = (round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))
     return red, green, blue

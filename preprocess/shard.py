@@ -1,10 +1,10 @@
 """One shard: from its rows to its finished file.
 
-A shard that stands whole, with the fingerprint of its rows, the options and the libraries in its
-name, is kept as it is. Any other is written: its photos are worked on in chunks by a few processes
-(threads where the source is remote, or the shard small), one more than there are cores. A worker
-keeps its chunks in one queue that runs on from shard to shard, so no core waits while a shard ends;
-results are taken from it in order, so the bytes do not depend on how many work.
+A finished shard with the fingerprint of its rows, the options and the libraries in its name is
+kept. Any other is written: a few processes (threads where the source is remote or the shard small),
+one more than there are cores, prepare its photos in chunks. A worker has one queue of chunks for
+all its shards, so no core waits at the end of a shard; results are taken from the queue in order,
+so the bytes do not depend on the number of processes.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ BOX_MEASURES = ("center_x", "center_y", "width", "height", "area", "aspect")
 
 @dataclass
 class Result:
-    """What there is to know of a finished shard; stored as JSON beside it.
+    """Facts about a finished shard; stored as JSON beside it.
 
     Attributes:
         file, num_examples, bytes, sha256: as in the manifest.
@@ -45,11 +45,11 @@ class Result:
         class_counts: label to records.
         boxes: for each of `BOX_MEASURES`: sum, sum of squares, min and max, over fractions of the
             original photo; `aspect` is width / height in pixels of it.
-        clipped: boxes that stood out of their photo a little.
+        clipped: boxes that reached slightly beyond their photo.
         damaged: relative paths of damaged photos that were kept, with what their decoder said.
         widths, heights: pixels of the original photos, to how many have them.
         rejected: rejected rows, with the keys of `rejected.jsonl`.
-        kept: whether it was whole already.
+        kept: whether it was finished before this job.
     """
 
     file: str
@@ -80,7 +80,7 @@ class Result:
         return result
 
 
-class WriteFailed(Exception):  # noqa: N818 - its name stands in what some runners hand over
+class WriteFailed(Exception):  # noqa: N818 - some runners pass on its name as text
     """A file cannot be written or photos cannot be read now; the message says why."""
 
 
@@ -104,7 +104,7 @@ class ShardWriter:
         self._queue: deque[tuple[_OpenShard, Future[Chunk] | None]] = deque()
 
     def add(self, name: str, rows: pa.Table) -> list[Result]:
-        """Queues a shard; returns when all its chunks have been taken up.
+        """Queues a shard; returns when all its chunks are queued.
 
         Args:
             name: of the shard.
@@ -117,7 +117,7 @@ class ShardWriter:
             WriteFailed: a shard cannot be written, or the source cannot be read.
         """
         finished: list[Result] = []
-        # The order of the hashes is as good as random, and the same whoever sorts.
+        # The order of the hashes is as good as random, and the same on every worker.
         rows = rows.sort_by([("key", "ascending"), ("path", "ascending")]).combine_chunks()
         stored_as = f"{name}-{self._settings.fingerprint[:8]}{_fingerprint(rows)[:16]}"
         with self._failing(name):
@@ -125,7 +125,7 @@ class ShardWriter:
         if whole:
             return [whole]
         shard = _OpenShard(self._settings, name, stored_as)
-        # Waiting for a network is what threads do as well as processes.
+        # Threads wait for a network as well as processes do.
         in_processes = len(rows) >= _WORTH_PROCESSES and not storage.is_remote(
             self._settings.source
         )
@@ -175,7 +175,7 @@ def num_threads() -> int:
 
 
 class _OpenShard:
-    """A shard that is being written, under a name of its own until it is whole."""
+    """A shard that is being written, under a name of its own until it is finished."""
 
     def __init__(self, settings: Settings, name: str, stored_as: str):
         self.name = name
@@ -207,7 +207,7 @@ class _OpenShard:
         result.num_examples = len(self._written)
         result.sha256 = self._sha256.hexdigest()
         _add_statistics(result, self._written)
-        # The shard first: a sidecar without its shard would be a promise that nobody keeps.
+        # The shard first: a sidecar must not exist without its shard.
         whole = f"{self._folder}/whole/{result.stored_as}"
         storage.rename(self._path, whole)
         storage.write(f"{whole}.json", result.to_json().encode())
@@ -230,13 +230,13 @@ class _OpenShard:
 
 
 def _whole(folder: str, name: str, stored_as: str) -> Result | None:
-    """Returns what is known of a shard that stands there as its sidecar says, to the byte."""
+    """Returns the facts about a finished shard whose bytes are those that its sidecar names."""
     try:
         text = storage.read(f"{folder}/whole/{stored_as}.json").decode()
         result = Result.from_json(text)
     except (OSError, ValueError, TypeError):
         return None
-    # Publishing that was stopped halfway has moved some shards already.
+    # A publication that was stopped halfway has moved some shards already.
     for path in (f"{folder}/whole/{stored_as}", f"{published(folder)}/{name}"):
         with contextlib.suppress(OSError), storage.open_read(path) as file:
             if hashlib.file_digest(file, "sha256").hexdigest() == result.sha256:  # type: ignore[arg-type]
@@ -268,7 +268,7 @@ def _fingerprint(rows: pa.Table) -> str:
 
 
 def _chunks(rows: pa.Table) -> Iterator[list[Row]]:
-    """Cuts rows into chunks of so many photos, and so many bytes of them."""
+    """Cuts rows into chunks of limited numbers of photos and of their bytes."""
     chunk: list[Row] = []
     size = 0
     for batch in rows.select(tables.JOINED.names[:13]).to_batches(max_chunksize=1024):

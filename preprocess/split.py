@@ -1,4 +1,4 @@
-"""Which photo goes to which split and shard, from nothing but a seed and its relative path."""
+"""The split and the shard of each photo: functions of a seed and its relative path alone."""
 
 import hashlib
 import math
@@ -13,11 +13,11 @@ _USEFUL_SHARDS = 16  # enough for the workers of one machine and for a reader's 
 
 
 class Draw(NamedTuple):
-    """What an exact split needs to know of one class.
+    """What an exact split needs to know about one class.
 
     Attributes:
         train, validation, test: photos of each split.
-        last: the largest hash of the class that is validation; of no meaning without any.
+        last: the largest hash of the class that is validation; meaningless if there is none.
     """
 
     train: int
@@ -59,7 +59,7 @@ def draw(train: Iterable[bytes], test: int, fraction: float) -> Draw:
 
 
 def is_validation(labels: np.ndarray, keys: np.ndarray, draws: dict[int, Draw]) -> np.ndarray:
-    """Tells which train photos are validation.
+    """Returns which train photos are validation.
 
     Args:
         labels: int [n], the class of each photo.

@@ -1,4 +1,4 @@
-"""What is known of all shards together, for the manifest."""
+"""Statistics over all shards, for the manifest."""
 
 import json
 import math
@@ -19,12 +19,12 @@ class Totals:
     """Sums over shards.
 
     Attributes:
-        shards: by name, what the manifest says of it: num_examples, bytes, sha256.
+        shards: by name, what the manifest says about it: num_examples, bytes, sha256.
         stored_as: by name, the finished file in the incomplete folder.
-        kept: shards that were whole already.
+        kept: shards that were finished before this job.
         class_counts: by split, label to records.
         boxes: for each of `BOX_MEASURES`, by shard: sum, sum of squares, min and max.
-        clipped: boxes that stood out of their photo a little.
+        clipped: boxes that reached slightly beyond their photo.
         damaged: relative paths of damaged photos that were kept, with what their decoder said.
         widths, heights: pixels of the original photos, to how many have them.
         rejected: rows rejected with their photos, with the keys of `rejected.jsonl`.
@@ -131,7 +131,7 @@ def _add(totals: Totals, result: Result) -> None:
 
 @dataclass
 class Report:
-    """What the pipeline tells the driver.
+    """The report of the pipeline to the driver.
 
     Attributes:
         refusal: why no photo was opened, for the user; "" where they were.

@@ -1,7 +1,7 @@
-"""Where bytes live: folders, zips and bucket paths, behind one small interface each way.
+"""Storage: folders, zips and buckets, behind one interface for reading and one for writing.
 
 Reading: `open_source(path)` gives a `Source`, which lists its files as tables and reads one of
-them. Whoever reads a photo does so by its `Entry`, which one listing gave, and lists nothing.
+them. Photos are read by the `Entry` that one listing gave; reading lists nothing.
 
 Writing: functions over paths. Local paths are written with care for power cuts, anything with
 `scheme://` goes through Beam's file systems, where a file appears when it is closed and a rename
@@ -36,11 +36,11 @@ MAX_PHOTO_BYTES = 128 << 20  # a file larger than this is no photo; it is refuse
 # Left behind by file managers and version control: never part of a data set.
 _JUNK = re.compile(r"(^|/)(\.[^/]*|__MACOSX|Thumbs\.db|desktop\.ini)(/|$)")
 
-# A hidden folder where class folders are: it may be a class, and must not vanish in silence.
+# A hidden folder where class folders are: it may be a class, and must not be skipped silently.
 _HIDDEN_CLASS = re.compile(r"^(?!(.*/)?__MACOSX/).*?(^|/)(train|test)/\.[^/]+/")
 _HIDDEN = "hidden: its name begins with a dot. Rename it if it belongs to the data set"
 
-# Whether a zip member's name needs a closer look: most do not, and there may be millions.
+# Whether a zip member's name needs a closer check: most do not, and there may be millions.
 _UNUSUAL = re.compile(r"^/|^[A-Za-z]:|/$|(^|/)[._Td]|\\|[^\x20-\x7e]")
 
 _ZIP_HEADER, _ZIP_DESCRIPTOR = 30, 8  # bytes before a member's name, and of checksums behind it
@@ -215,7 +215,7 @@ class Zip:
             raise ValueError(
                 f"the zip's directory gives {entry.stored} bytes to a member of {entry.size}"
             )
-        # A guess at where the data ends: the lengths stand in the header.
+        # A guess at where the data ends: the exact lengths are in the header.
         guess = _ZIP_HEADER + len(entry.path) + _ZIP_EXTRA + entry.stored + _ZIP_DESCRIPTOR
         block = self._read_at(entry.offset, guess)
         if len(block) < _ZIP_HEADER or block[:4] != b"PK\x03\x04":
@@ -238,7 +238,7 @@ class Zip:
             raise ValueError(
                 f"the zip member has {len(data)} bytes, its directory says {entry.size}"
             )
-        # With flag 8 the checksum stands behind the data, mostly after a signature.
+        # With flag 8 the checksum follows the data, mostly after a signature.
         allowed = struct.unpack("<II", descriptor) if flags & 8 and len(descriptor) == 8 else ()
         if zlib.crc32(data) not in (crc, *allowed):
             raise ValueError("the zip member fails its checksum")
@@ -288,7 +288,7 @@ def require_file_system(path: str) -> None:
     """Checks that there is a file system for a `scheme://` path.
 
     Raises:
-        UserError: there is none, and what to install.
+        UserError: there is none; the message says what to install.
     """
     scheme = path.split("://")[0]
     package, extra = _EXTRAS.get(scheme, ("", ""))
@@ -428,7 +428,7 @@ def _is_text(path: str) -> bool:
 
 
 def _tables(files: Iterator[_File]) -> "Iterator[pa.Table]":
-    import pyarrow as pa  # who only reads photos does without
+    import pyarrow as pa  # reading photos does not need it
 
     from preprocess import tables
 
@@ -460,7 +460,7 @@ def _why_unsafe(path: str) -> str:
 def _inflate(data: bytes, size: int) -> bytes:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        # One byte more than declared shows a member that lies about its size.
+        # One byte more than declared reveals a member whose size is wrong.
         return inflater.decompress(data, size + 1)
     except zlib.error as error:
         raise ValueError(f"the zip member cannot be inflated: {error}") from None

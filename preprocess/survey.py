@@ -1,7 +1,7 @@
-"""A first look at a source, before Beam starts: what a user can mend at once is said at once.
+"""A survey of the source before Beam starts: it reports at once what the user can correct.
 
-The files are looked through in tables and not kept, so millions of them cost time, not memory. Of
-the annotation CSVs only the beginning is read: it says how each is to be understood.
+The files are scanned in tables and not kept, so millions of them cost time, not memory. Of
+the annotation CSVs only the beginning is read: it decides how the rest is read.
 """
 
 from collections import Counter
@@ -36,7 +36,7 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is to know before rows and photos are joined.
+    """What is known before rows and photos are joined.
 
     Attributes:
         class_names: label = index + 1.
@@ -59,7 +59,7 @@ def survey(source: storage.Source) -> Survey:
     """Finds the CSVs and class folders of a source and how they are to be read.
 
     Raises:
-        UserError: something is missing, or cannot be understood, and what to do about it.
+        UserError: something is missing or cannot be understood; the message says what to do.
     """
     seen = _Seen()
     few: list[pa.Table] = []
@@ -194,7 +194,7 @@ class _Seen:
         )
 
     def hint(self) -> str:
-        """Returns what may be behind a data set that is not there."""
+        """Returns a hint why there is no data set."""
         for kind, count in self.problems.items():
             if "leads out" in kind:
                 return (

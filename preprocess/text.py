@@ -38,7 +38,7 @@ def unicode_encoding(data: bytes) -> str | None:
 
 
 def line_chunks(stream: BinaryIO, encoding: str, count: int) -> Iterator[list[str]]:
-    """Yields lists of so many lines, with any line ends; what cannot be read becomes U+FFFD."""
+    """Yields lists of `count` lines, with any line ends; undecodable bytes become U+FFFD."""
     text = io.TextIOWrapper(stream, encoding, errors="replace", newline=None)
     try:
         while lines := list(itertools.islice(text, count)):

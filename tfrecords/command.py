@@ -60,7 +60,8 @@ def parse(
 ) -> list[str]:
     """Sets a command's flags, and absl's own, from the command line.
 
-    `--help` prints the usage and the command's flags, `--helpfull` absl's too; both exit with 0.
+    `--help` prints the usage and the command's flags, `--helpfull` absl's too and the settings of a
+    flag, such as `--config.epochs` where there is `--config`; both exit with 0.
 
     Args:
         values: the command's flags. Those that `argv` does not name go back to their defaults.
@@ -68,8 +69,9 @@ def parse(
         usage: what help prints first; the module's docstring.
         positional: names of the arguments that are no flags, all of them paths, separated by
             spaces: `DIR`. With `...` at the end there may be more of the last: `PHOTO ...`.
-        known_elsewhere: returns the names of further flags, which somebody else parses. It is
-            called only where there are some. An argument that is no flag may be the value of one.
+        known_elsewhere: returns the names of further flags, which another parser takes. It is
+            called only if such flags are given. An argument that is no flag may be the value of
+            one.
 
     Returns:
         The positional arguments, with `~` expanded. With `known_elsewhere`, every argument that is
@@ -96,6 +98,17 @@ def parse(
     if "--" in rest:
         rest.remove("--")
     return _positional(rest, positional)
+
+
+def required(values: flags.FlagValues, name: str) -> Any:
+    """Returns the value of a flag that must be given.
+
+    Raises:
+        FlagError: it is not.
+    """
+    if values[name].value is None:
+        raise FlagError(f"--{name} is missing. --help shows how to call the command.")
+    return values[name].value
 
 
 class PathParser(flags.ArgumentParser[str]):
@@ -132,11 +145,11 @@ def DEFINE_path(  # noqa: N802 - as absl names its own
 
 
 def _parse_absl_flags(argv: list[str]) -> list[str]:
-    """Sets absl's own flags, which `absl.app` looks at first, and returns all arguments."""
+    """Sets absl's own flags, which `absl.app` reads first, and returns all arguments."""
     _set_flags(_with_absl_flags(flags.FlagValues()), argv[1:])
     flags.FLAGS.mark_as_parsed()
     if flags.FLAGS["verbosity"].using_default_value:
-        # Warnings only; `absl.app` would let every library's news through.
+        # Warnings only; `absl.app` would print the info messages of every library.
         flags.FLAGS["verbosity"].parse("-1")
         flags.FLAGS["verbosity"].using_default_value = False
     return argv
@@ -176,7 +189,7 @@ def _set_flags(every: flags.FlagValues, arguments: list[str]) -> list[str]:
 def _said(error: Exception, every: flags.FlagValues) -> str:
     text = str(error)
     not_converted = "invalid literal|could not convert|..Non-boolean argument"
-    if found := re.match(rf"(flag --(\w+)=.*): ({not_converted})", text, re.DOTALL):
+    if found := re.match(rf"(flag --([\w.]+)=.*): ({not_converted})", text, re.DOTALL):
         flag = every[found[2]]
         wanted = "true or false" if flag.boolean else flag.parser.syntactic_help
         return f"{found[1]}: it is not {wanted}"
@@ -188,7 +201,7 @@ def _unknown_flags(rest: Iterable[str]) -> Iterator[str]:
     for argument in rest:
         if argument == "--":
             return
-        # A number may be the value of somebody else's flag; a single dash is standard input.
+        # A number may be the value of another parser's flag; a single dash is standard input.
         if argument.startswith("-") and argument != "-" and not re.match(r"-\.?\d", argument):
             yield argument
 
@@ -201,18 +214,46 @@ def _spellings(values: flags.FlagValues) -> Iterator[str]:
 
 
 def _require_known(arguments: Iterable[str], known: Collection[str]) -> None:
-    plain = {_plain(name): name for name in known}
+    settings = next((flag.partition(".")[0] for flag in known if "." in flag), None)
     for argument in arguments:
         name = argument.lstrip("-").split("=")[0]
         if name in known:
             continue
-        near = difflib.get_close_matches(_plain(name), plain, 1)
-        hint = f"Did you mean --{plain[near[0]]}?" if near else "--help shows all flags."
+        if settings and name == "set":
+            hint = f"Write --{settings}.KEY=VALUE; --helpfull shows every KEY."
+        elif near := _nearest(name, known):
+            hint = f"Did you mean --{near}?"
+        else:
+            hint = f"--help{'full' if settings else ''} shows all flags."
         raise FlagError(f"unknown flag {argument}. {hint}")
 
 
+def _nearest(name: str, known: Collection[str]) -> str | None:
+    """Returns the flag that a name is another spelling of, or else the most similar one.
+
+    A flag's last part may stand for it (`ema` for `config.optimizer.ema`), with or without those
+    before it, and so may the initials of that part's words (`lr` for `learning_rate`).
+    """
+    spellings: dict[str, str] = {}
+    initials: dict[str, str] = {}
+    for flag in sorted(known, key=lambda flag: flag.count(".")):
+        no = "no" if flag.startswith("no") and flag[2:] in known else ""
+        *before, last = flag.removeprefix(no).split(".")
+        words = [word for word in last.split("_") if word]
+        for chosen in itertools.product((True, False), repeat=len(before)):
+            start = no + "".join(itertools.compress(before, chosen))
+            spellings.setdefault(_plain(start + last), flag)
+            if len(words) > 1:
+                initials.setdefault(_plain(start + "".join(word[0] for word in words)), flag)
+    for spelled in (_plain(name), _plain(name.rpartition(".")[2])):
+        if found := spellings.get(spelled) or initials.get(spelled):
+            return found
+    near = difflib.get_close_matches(_plain(name), spellings, 1, cutoff=0.7)
+    return spellings[near[0]] if near else None
+
+
 def _refuse_strays(rest: list[str]) -> None:
-    """Refuses arguments that cannot be the value of somebody else's flag."""
+    """Refuses arguments that cannot be the value of another parser's flag."""
     for before, argument in itertools.pairwise(["", *rest]):
         if argument == "--":
             return
@@ -226,7 +267,7 @@ def _unexpected(argument: str) -> str:
 
 
 def _plain(name: str) -> str:
-    return re.sub("[-_]", "", name).lower()
+    return re.sub("[-_.]", "", name).lower()
 
 
 def _positional(given: list[str], names: str) -> list[str]:
@@ -250,7 +291,9 @@ def _answer_help(values: flags.FlagValues, arguments: list[str], usage: str) -> 
         return
     print(usage.strip(), end="\n\n")
     for name in values:
-        print(_describe(values[name]))
+        of, _, setting = name.partition(".")
+        if full or not (setting and of in values):
+            print(_describe(values[name]))
     if full:
         print(flags.FLAGS.get_help())
     sys.exit(0)

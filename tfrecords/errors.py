@@ -1,4 +1,4 @@
-"""How every command of carbox speaks to its user when something is wrong."""
+"""Errors for the user, and the exit codes of all commands."""
 
 import contextlib
 import io
@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
-_OURS = ("benchmarks", "preprocess", "tfrecords", "trainer")
+_OURS = ("benchmarks", "carbox", "preprocess", "tfrecords", "trainer")
 _SIGPIPE_EXIT = 141  # 128 + SIGPIPE, as shells report a program that wrote to a closed pipe
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
+    """A mistake that the user can correct.
 
     The message says what is wrong, where (file, row, value), and what to do about it.
     """
@@ -31,7 +31,7 @@ def run_command(main: Callable[[], object]) -> None:
     """Runs a command's main function and exits with its status.
 
     Exit codes: 0 done, 1 a `UserError` (its message on stderr, no traceback), 2 a wrong flag, 130
-    interrupted, 141 when whoever read the output has gone (`| head`). Everything else is a defect
+    interrupted, 141 when the reader of the output is gone (`| head`). Everything else is a defect
     and keeps its traceback.
     """
     try:
@@ -59,7 +59,7 @@ def extra(name: str) -> Iterator[None]:
         with extra("train"):
             import tensorflow as tf
 
-    It works at the top of a module too, where nothing is there yet to catch the error.
+    It works at the top of a module too, before anything can catch the error.
 
     Args:
         name: of the extra: `preprocess`, `train`.
@@ -86,7 +86,7 @@ _Hook = Callable[[type[BaseException], BaseException, TracebackType | None], obj
 def _without_traceback(hook: _Hook) -> _Hook:
     """Returns a hook that prints a `UserError` as `run_command` does and leaves the rest to `hook`.
 
-    Python calls it for what nobody catches, and exits with 1.
+    Python calls it for uncaught exceptions, and exits with 1.
     """
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -99,7 +99,7 @@ def _without_traceback(hook: _Hook) -> _Hook:
 
 
 def _output_is_closed() -> bool:
-    """Whether standard output is a pipe that nobody reads any more."""
+    """Whether standard output is a pipe without a reader."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)  # an error is reported whatever is asked for
@@ -109,7 +109,7 @@ def _output_is_closed() -> bool:
 
 
 def _discard_output() -> None:
-    """Lets the interpreter flush at its end without a complaint."""
+    """Lets the interpreter flush at its end without an error."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, sys.stdout.fileno())
     os.close(nothing)

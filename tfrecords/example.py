@@ -131,7 +131,7 @@ def parse(serialized: "tf.Tensor") -> "dict[str, tf.Tensor]":
     Raises:
         tf.errors.InvalidArgumentError: a field is absent or has another type or length.
     """
-    import tensorflow as tf  # takes seconds, and who writes records has none
+    import tensorflow as tf  # takes seconds; writers of records do not have it
 
     types = {"bytes_list": tf.string, "int64_list": tf.int64, "float_list": tf.float32}
     features = {name: tf.io.FixedLenFeature([], types[kind]) for name, kind in _FIELDS.items()}
@@ -152,7 +152,7 @@ def parse(serialized: "tf.Tensor") -> "dict[str, tf.Tensor]":
 
 
 def frame(payload: bytes) -> bytes:
-    """Frames one serialized record as it stands in a TFRecord file.
+    """Frames one serialized record for a TFRecord file.
 
     Source: the TFRecord format of TensorFlow (`tensorflow/core/lib/io/record_writer.h`):
     uint64 length, masked CRC-32C of the length, payload, masked CRC-32C of the payload.
@@ -165,7 +165,7 @@ def read_frames(file: BinaryIO) -> Iterator[tuple[bytes, str]]:
     """Yields the payload of each record of a TFRecord file, and what is wrong with it, if anything.
 
     A payload that fails its checksum is yielded and reading goes on. A length that fails its own,
-    or a record that is cut off, ends the file: nothing tells where the next record would begin.
+    or a record that is cut off, ends the reading: the start of the next record is unknown.
 
     Args:
         file: opened for reading bytes, at the start of a record.

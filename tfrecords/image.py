@@ -1,15 +1,15 @@
 """One photo: check, decode, turn upright, resize, encode; and its box, on its way there and back.
 
     photo = image.prepare(data, image.ImageOptions(height=256, width=320))   # to be stored
-    pixels = image.read(data, options).image                                 # to be looked at
+    pixels = image.read(data, options).image                                 # to be predicted on
 
 This is the only module that decodes or resizes an original photo. Each call handles one photo and
 may run in any thread: libjpeg-turbo (simplejpeg) and OpenCV release the GIL, so the callers'
 threads are the parallelism. JPEGs with 1 or 3 components go through simplejpeg; Pillow decodes
 everything else that people name `.jpg`.
 
-A box refers to the upright photo, that is after EXIF orientation: annotation tools show photos
-so. An orientation that stands in XMP only is ignored in every format, as browsers and OpenCV do.
+A box refers to the upright photo, that is, after EXIF orientation, as annotation tools show it. An
+orientation that is in XMP only is ignored in every format, as browsers and OpenCV do.
 
 How photos are made smaller: JPEGs are decoded at 1/2, 1/4 or 1/8 scale in the DCT domain while
 both sides stay at least as long as needed. A side that is still too long is stretched by linear
@@ -36,14 +36,14 @@ from PIL import ExifTags, Image, features
 
 Box = tuple[float, float, float, float]
 
-# The photos are the parallelism; threads inside one resize would only wait for each other.
+# Photos are processed in parallel; threads inside one resize would wait for each other.
 cv2.setNumThreads(1)
 
 # The limit on pixels is `ImageOptions.max_pixels`, checked before decoding; Pillow's own would
 # refuse some photos below it.
 Image.MAX_IMAGE_PIXELS = None
 
-# What a decoder says about a photo belongs into its `Rejected`, not onto the terminal.
+# A decoder's complaints belong into `Rejected`, not onto the terminal.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
 with contextlib.suppress(AttributeError, OSError):  # a Pillow without libtiff has no such functions
@@ -57,7 +57,7 @@ _FORMATS = ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"]
 _FORMATS += [name for name, codec in (("AVIF", "avif"), ("JPEG2000", "jpg_2000"))
              if features.check(codec)]  # fmt: skip
 
-_EXIF_WITHIN = 1 << 17  # bytes; EXIF stands in one of the first segments, each at most 64 KiB
+_EXIF_WITHIN = 1 << 17  # bytes; EXIF is in one of the first segments, each at most 64 KiB
 _EXIF = re.compile(rb"\xff\xe1..(Exif\0\0.{0,65535})", re.DOTALL)
 _EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0x(\w\w)")
 
@@ -178,7 +178,7 @@ def read(data: bytes, options: ImageOptions) -> Pixels:
 
 
 def content_size(height: int, width: int, options: ImageOptions) -> tuple[int, int, int, int]:
-    """Returns where an upright photo stands in the stored one.
+    """Returns where an upright photo is inside the stored one.
 
     Args:
         height, width: of the upright photo, in pixels.
@@ -199,8 +199,8 @@ def content_size(height: int, width: int, options: ImageOptions) -> tuple[int, i
 def normalize_box(box: Box, height: int, width: int) -> tuple[Box, bool]:
     """Turns a box in pixels into fractions of the photo.
 
-    Annotators round, and click a little beside the photo: what lies outside by at most 2 pixels
-    or 1 % of the side, whichever is more, is clipped.
+    Annotators round, and click slightly outside the photo: a box that reaches outside by at most 2
+    pixels or 1 % of the side, whichever is more, is clipped.
 
     Args:
         box: (xmin, ymin, xmax, ymax) in pixels of the upright photo.
@@ -217,7 +217,7 @@ def normalize_box(box: Box, height: int, width: int) -> tuple[Box, bool]:
     if not (xmin < xmax and ymin < ymax):
         raise Rejected("box_inverted", f"box {_text(box)}: xmin < xmax and ymin < ymax must hold")
     x_slack, y_slack = max(2.0, width * 0.01), max(2.0, height * 0.01)
-    # What is left after clipping must be a box still.
+    # The clipped box must still have an area.
     inside_x = -x_slack <= xmin < width and 0 < xmax <= width + x_slack
     inside_y = -y_slack <= ymin < height and 0 < ymax <= height + y_slack
     if not (inside_x and inside_y):
@@ -249,8 +249,8 @@ def place_box(fractions: Box, content: tuple[int, int, int, int], options: Image
         xmin < xmax and ymin < ymax.
 
     Raises:
-        Rejected: `box_inverted`, when the box is so thin that float32 knows no difference
-            between its sides.
+        Rejected: `box_inverted`, when the box is so thin that two of its sides are the same
+            float32.
     """
     top, left, height, width = content
     xmin, xmax = (
@@ -290,7 +290,7 @@ _Decoded = tuple[np.ndarray, int, int, int, str]
 
 
 def _decode_jpeg(data: bytes, options: ImageOptions) -> _Decoded | None:
-    """Decodes a JPEG, perhaps at reduced scale; None when simplejpeg is not for it."""
+    """Decodes a JPEG, perhaps at reduced scale; None if simplejpeg cannot decode it."""
     if not data.startswith(b"\xff\xd8\xff"):
         return None
     try:
@@ -324,7 +324,7 @@ def _decode_jpeg(data: bytes, options: ImageOptions) -> _Decoded | None:
 def _decode_checked(
     data: bytes, size: tuple[int, int], options: ImageOptions
 ) -> tuple[np.ndarray | None, str]:
-    """Decodes a JPEG and judges what the decoder complains of.
+    """Decodes a JPEG, and decides whether the decoder's complaints mean damage.
 
     Args:
         data: the bytes of a JPEG.
@@ -332,8 +332,8 @@ def _decode_checked(
         options: says whether damaged photos are kept.
 
     Returns:
-        uint8 [height, width, 3] and the damage; None when the complaint is no mere warning, or
-        when it is of the header only.
+        uint8 [height, width, 3] and the damage; None and "" when the decoder gives no pixels at
+        all.
 
     Raises:
         Rejected: `damaged`.
@@ -471,8 +471,8 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     rows, columns = image.shape[:2]
     if rows > height or columns > width:
-        # Pixels are averaged in even numbers because the mean of an odd one of stripes, black
-        # and white by turns, is not gray.
+        # Pixels are averaged in even numbers, because the mean of an odd number of alternating
+        # black and white stripes is not gray.
         down, across = 1, 1
         if rows > height:
             down, rows = 2 * -(-rows // (2 * height)), height
@@ -490,7 +490,7 @@ def _stretch(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _what_it_is(data: bytes) -> str:
-    """Returns what a file is that no decoder knows, and what to do about it."""
+    """Returns what an undecodable file is, and what to do about it."""
     if not data.strip(b"\0"):
         return f"the file {'holds only zero bytes' if data else 'is empty'}: copy it again"
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"hevc", b"mif1"):

@@ -1,9 +1,8 @@
 """Shows what is in a data set, warns of what hurts training, and verifies every byte on request.
 
-python -m tfrecords.inspect DIR [--verify] [--show=N]
+python -m tfrecords.inspect DIR [--verify] [--show=N] [--html=FILE]
 """
 
-import array
 import collections
 import dataclasses
 import hashlib
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 from absl import flags
 
-from tfrecords import command, example, manifest
+from tfrecords import command, example, findings, manifest, scan
 from tfrecords.errors import UserError, extra
 
 FLAGS = flags.FlagValues()
@@ -28,12 +27,12 @@ flags.DEFINE_boolean(
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
-    "show", 0, "describe the first so many records of each split", lower_bound=0, flag_values=FLAGS
+    "show", 0, "describe the first N records of each split", lower_bound=0, flag_values=FLAGS
+)
+command.DEFINE_path(
+    "html", None, "write a page to look at: classes, boxes, photos, duplicates", flag_values=FLAGS
 )
 
-_IMBALANCE = 10  # times more training photos in the largest class than in the smallest: a warning
-_SMALL_BOX, _FULL_BOX = 0.01, 0.99  # share of the photo's area below and above which a box is odd
-_NAMED = 5  # photos or classes that one warning names before it says "and N more"
 _CHUNK = 16  # records that a thread examines at a time
 _THREADS = os.cpu_count() or 1
 _JPEG_START = b"\xff\xd8\xff"
@@ -58,8 +57,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if FLAGS.verify:
         _print_verification(info, directory)
     print()
-    for line in warnings(info, directory):
-        print(f"warning: {line}")
+    found = []
+    for finding in findings.find(info, directory):
+        found.append(finding)
+        print(f"warning: {finding.text}")
+    if FLAGS.html:
+        from tfrecords import data_page  # it needs packages that the rest does not
+
+        data_page.write(FLAGS.html, info, directory, found)
+        print(f"page: {FLAGS.html}")
     if FLAGS.show:
         for line in show(info, directory, FLAGS.show):
             print(line)
@@ -113,113 +119,13 @@ def _plain(value: Any) -> str:
 
 
 def warnings(info: manifest.Manifest, directory: str) -> Iterator[str]:
-    """Yields a sentence for everything in a data set that hurts training.
-
-    Reads every record for its digest and box, decodes no photo, and keeps 8 bytes for each.
+    """Yields a sentence for everything in a data set that hurts training; see `findings.find`.
 
     Raises:
         UserError: a record cannot be read.
     """
-    yield from _class_warnings(info)
-    prefixes = array.array("Q")
-    counts: collections.Counter[str] = collections.Counter()
-    named: dict[str, list[str]] = collections.defaultdict(list)
-    for _, record in _records(info, directory):
-        prefixes.append(_prefix(record))
-        if share := _odd_share(record):
-            counts[share] += 1
-            if counts[share] <= _NAMED:
-                named[share].append(record.filename)
-    for share, count in sorted(counts.items()):
-        yield f"{count:,} boxes cover {share} of their photo: {_some(named[share], count)}"
-    values, times = np.unique(np.frombuffer(prefixes, np.uint64), return_counts=True)
-    if (times > 1).any():
-        yield from _duplicate_warnings(info, directory, set(values[times > 1].tolist()))
-
-
-def _odd_share(record: example.Record) -> str:
-    """Returns how much of its photo a box covers where that is odd, or nothing."""
-    xmin, ymin, xmax, ymax = record.bbox
-    area = (xmax - xmin) * (ymax - ymin)
-    if area < _SMALL_BOX:
-        return f"less than {_SMALL_BOX:.0%}"
-    return f"more than {_FULL_BOX:.0%}" if area > _FULL_BOX else ""
-
-
-def _class_warnings(info: manifest.Manifest) -> Iterator[str]:
-    for name in manifest.SPLITS:
-        if name not in info.splits:
-            yield f"there is no {name} split"
-            continue
-        counts = info.splits[name].class_counts
-        absent = [c for c, count in zip(info.class_names, counts, strict=True) if not count]
-        if absent:
-            yield (
-                f"{len(absent):,} of {len(counts):,} classes have no photo in {name}:"
-                f" {_some(absent, len(absent))}"
-            )
-    counts = info.splits["train"].class_counts if "train" in info.splits else []
-    present = [count for count in counts if count]
-    if present and max(present) > _IMBALANCE * min(present):
-        most, least = (info.class_names[counts.index(f(present))] for f in (max, min))
-        yield (
-            f"training classes are far from even: {most!r} has {max(present):,} photos,"
-            f" {least!r} has {min(present):,}"
-        )
-
-
-def _duplicate_warnings(
-    info: manifest.Manifest, directory: str, repeated: set[int]
-) -> Iterator[str]:
-    """Reads the names of the photos whose digests begin alike, and says which are the same."""
-    places: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
-    for split, record in _records(info, directory):
-        if _prefix(record) in repeated:
-            places[record.sha256].append((split, record.filename))
-    repeats = [same for same in places.values() if len(same) > 1]
-    # A photo that is trained on and tested by is the worse one.
-    repeats.sort(key=lambda same: -len({split for split, _ in same}))
-    for same in repeats[:_NAMED]:
-        splits = sorted({split for split, _ in same}, key=manifest.SPLITS.index)
-        names = " and ".join(name for _, name in same[:_NAMED])
-        more = f" and {len(same) - _NAMED:,} more" if len(same) > _NAMED else ""
-        where = f"twice in {splits[0]}" if len(splits) == 1 else "in " + " and ".join(splits)
-        yield f"the same photo is {where}: {names}{more}"
-    if len(repeats) > _NAMED:
-        yield f"{len(repeats) - _NAMED:,} more photos are there more than once"
-
-
-def _prefix(record: example.Record) -> int:
-    try:
-        return int(record.sha256[:16], 16)
-    except ValueError:
-        return 0  # no digest; whole ones are compared wherever prefixes are equal
-
-
-def _some(names: list[str], count: int) -> str:
-    more = count - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def _records(info: manifest.Manifest, directory: str) -> Iterator[tuple[str, example.Record]]:
-    """Yields (split, record) in stored order.
-
-    Raises:
-        UserError: a record cannot be read.
-    """
-    for split in filter(info.splits.get, manifest.SPLITS):
-        for shard in info.splits[split].shards:
-            try:
-                with manifest.open_file(os.path.join(directory, shard.file)) as file:
-                    for payload, problem in example.read_frames(file):
-                        if problem:
-                            raise ValueError(problem)
-                        yield split, example.decode(payload)
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"the {split} split of {directory!r} cannot be read: {shard.file}: {error}."
-                    f" `python -m tfrecords.inspect {directory} --verify` names every fault."
-                ) from None
+    for finding in findings.find(info, directory):
+        yield finding.text
 
 
 def show(info: manifest.Manifest, directory: str, number: int) -> Iterator[str]:
@@ -231,7 +137,7 @@ def show(info: manifest.Manifest, directory: str, number: int) -> Iterator[str]:
     for split in filter(info.splits.get, manifest.SPLITS):
         yield f"{split}:"
         one = dataclasses.replace(info, splits={split: info.splits[split]})
-        for _, record in itertools.islice(_records(one, directory), number):
+        for _, record in itertools.islice(scan.records(one, directory), number):
             box = " ".join(f"{side:.3f}" for side in record.bbox)
             yield (
                 f"  {record.filename}  {record.label} {record.text}"
@@ -247,7 +153,7 @@ def verify(info: manifest.Manifest, directory: str) -> Iterator[str]:
     rejected rows; and that no other shard lies in the folder. Records count from 1.
     """
     with extra("preprocess"):
-        import simplejpeg  # noqa: F401 - said now, not once for each photo
+        import simplejpeg  # noqa: F401 - if missing, say so once, not for each photo
     with ThreadPoolExecutor(_THREADS) as pool:
         for name, split in info.splits.items():
             counts = np.zeros(len(info.class_names), int)
@@ -346,7 +252,7 @@ def _verify_records(
 def _map(
     pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item]
 ) -> Iterator[_Result]:
-    """Yields results in order, and takes items only as fast as they are worked off."""
+    """Yields results in order, and takes items only as fast as they are processed."""
     waiting: collections.deque[Future[_Result]] = collections.deque()
     for item in items:
         waiting.append(pool.submit(function, item))
@@ -359,7 +265,7 @@ def _map(
 def _examine(
     info: manifest.Manifest, chunk: list[tuple[int, tuple[bytes, str]]]
 ) -> tuple[list[str], int, list[int]]:
-    """Looks into some records.
+    """Checks some records.
 
     Args:
         info: says what they should be.

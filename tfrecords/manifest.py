@@ -21,8 +21,8 @@ RESIZE = ("stretch", "letterbox")
 class Image:
     """How photos are stored: pixels, encoding name, JPEG quality (1 to 100).
 
-    `resize` says how they came to that size: `stretch` to its shape, or `letterbox`, the whole
-    photo on black.
+    `resize` says how they were brought to that size: `stretch` to its shape, or `letterbox`, the
+    whole photo on black.
     """
 
     height: int
@@ -170,7 +170,7 @@ def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
         return values
     if version != 1:
         raise ValueError(f"format_version {version}, expected 1 or {FORMAT_VERSION}")
-    # Version 1 knew the sample by its name, and told the resize among the flags only.
+    # Version 1 marked the sample by its name, and had the resize mode among the flags only.
     resize = values["parameters"].get("resize", "stretch")
     return {
         **values,

@@ -2,7 +2,7 @@
 
 By default each iterator starts a thread that tunes it. In TensorFlow 2.21 that thread can miss its
 cancellation (`Model::OptimizeLoop` is woken before it can see why) and sleep on, up to a minute,
-while whoever lets go of the iterator waits for it: after each validation, and at the end of a run.
+while the deletion of the iterator waits for it: after each validation, and at the end of a run.
 """
 
 import os
@@ -11,13 +11,13 @@ from typing import Any
 import tensorflow as tf
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-"""That this process may use."""
+"""Cores that this process may use."""
 
 
 def untuned() -> tf.data.Options:
     """Returns the options of a dataset that does not tune itself.
 
-    They travel with the dataset: AUTOTUNE has no effect on what is built upon it, give numbers.
+    They stay with the dataset: AUTOTUNE has no effect on datasets built from it; give numbers.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -27,8 +27,8 @@ def untuned() -> tf.data.Options:
 def untune_devices() -> None:
     """Makes the iterators that a strategy adds for each device untuned too.
 
-    They hold as many batches as they are told, so there is nothing to tune. Their options are out
-    of reach otherwise; where another TensorFlow has no such function, they stay as they are.
+    They hold a fixed number of batches, so there is nothing to tune. TensorFlow gives no other
+    access to their options; where a version of it has no such function, they stay as they are.
     """
     try:
         from tensorflow.python.data.ops import multi_device_iterator_ops as module

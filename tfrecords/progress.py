@@ -1,9 +1,11 @@
 """One line of progress: redrawn in place on a terminal, printed now and then elsewhere."""
 
+import contextlib
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TextIO
 
@@ -14,6 +16,31 @@ _RATE = ", {rate_noinv:,.0f}/s"
 _LEFT = ", {remaining} left"
 _NOTE = "{postfix}"  # with its comma
 _TERMINAL_SECONDS = 0.1
+
+
+@contextlib.contextmanager
+def waiting(what: str, *, interval: float = 10.0) -> Iterator[None]:
+    """Says what is going on, and every `interval` seconds that it still is.
+
+    with waiting("compiling the training step"):
+        step(batch)
+    """
+    print(f"{what} …", flush=True)
+    done = threading.Event()
+
+    def tell() -> None:
+        seconds = interval
+        while not done.wait(interval):
+            print(f"{what} …, {seconds:.0f} s", flush=True)
+            seconds += interval
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
 
 
 class Progress:
@@ -40,7 +67,7 @@ class Progress:
 
         Args:
             title: what is going on.
-            total: how many units there are; None if nobody knows.
+            total: how many units there are; None if unknown.
             unit: what is counted, in the plural.
             done: units already done before, which do not count for the rate.
             interval: seconds between lines where there is no terminal.
@@ -80,7 +107,7 @@ class Progress:
 
         Args:
             count: units done since the last call.
-            note: gives what else to show; called only when it is shown.
+            note: returns more text to show; called only when it is shown.
         """
         self._done += count
         self._note = note

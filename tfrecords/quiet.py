@@ -11,8 +11,9 @@ from collections.abc import Iterator
 def quiet_imports() -> Iterator[None]:
     """Imports without notices about absent GPUs and cloud libraries, and a fifth faster.
 
-    Those notices are written before anything can be set to silence them. And a garbage collector
-    that looks through half a million objects finds nothing: they live as long as the process.
+    Those notices are written before anything can be set to silence them. A garbage
+    collection over the half million new objects would find nothing: they live as long as the
+    process.
     """
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)

@@ -8,8 +8,8 @@ import tempfile
 from tfrecords.errors import extra
 from tfrecords.quiet import quiet_imports
 
-# A step allocates gigabytes and frees them again. glibc gives large blocks back to the kernel each
-# time and pays for zeroed pages anew; TensorFlow's own pool keeps them. On two cores a training
+# A step allocates gigabytes and frees them again. glibc returns large blocks to the kernel each
+# time and gets new, zeroed pages; TensorFlow's own pool keeps them. On two cores a training
 # step is 2 to 3 times faster with it.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
 
@@ -18,7 +18,7 @@ def _import_keras() -> None:
     """Imports TensorFlow and Keras with Keras's own defaults.
 
     Keras reads the user's `keras.json` and `KERAS_BACKEND` while it is imported, and some values
-    stop it there. A run follows from data, config and seed only, so Keras gets to see neither.
+    stop it there. A run follows from data, config and seed only, so both are hidden from Keras.
     Downloaded weights stay where Keras keeps them.
     """
     os.environ.update(KERAS_BACKEND="tensorflow", KERAS_NNX_ENABLED="false")

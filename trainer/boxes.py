@@ -4,13 +4,13 @@ A box is float [..., 4]: (xmin, ymin, xmax, ymax), fractions of the photo's widt
 arguments broadcast against each other in all but the last dimension. Everything is computed in
 float32, whatever the inputs are, and compiles under XLA.
 
-A predicted box may be degenerate or inside out (xmax < xmin). It then covers nothing: widths and
+A predicted box may be degenerate or inverted (xmax < xmin). It then covers nothing: widths and
 heights are clamped at 0. Values and gradients stay finite for any coordinates up to 1e6 in
 magnitude, because no denominator is smaller than `EPSILON`. Two limits follow:
 
 * measures of pairs whose union is smaller than `EPSILON` tend to 0 instead of to their true value;
-* a predicted box that is inside out *within* the true box gets no gradient from IoU or GIoU. Add an
-  L1 term (`trainer.losses.box_loss("l1+giou")`), or predict boxes that cannot be inside out.
+* a predicted box that is inverted *within* the true box gets no gradient from IoU or GIoU. Add an
+  L1 term (`trainer.losses.box_loss("l1+giou")`), or predict boxes that cannot be inverted.
 """
 
 import math
@@ -22,7 +22,7 @@ EPSILON = 1e-9
 
 
 def area(box: tf.Tensor) -> tf.Tensor:
-    """Returns the area as a fraction of the photo: float32 [...], 0 for a box inside out."""
+    """Returns the area as a fraction of the photo: float32 [...], 0 for an inverted box."""
     width, height = _size(box)
     return width * height
 
@@ -47,7 +47,7 @@ def iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 
 def generalized_iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """Returns GIoU: float32 [...] in [-1, 1], at most the IoU, and telling far from near.
+    """Returns GIoU: float32 [...] in [-1, 1], at most the IoU, falling with the boxes' distance.
 
     GIoU = IoU - (C - U) / C, where C is the area of the smallest box around both and U their union.
 
@@ -64,7 +64,7 @@ def generalized_iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 def distance_iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """Returns DIoU: float32 [...] in [-1, 1], at most the IoU.
 
-    DIoU = IoU - d^2 / c^2, where d is the distance of the two centres and c the diagonal of the
+    DIoU = IoU - d^2 / c^2, where d is the distance of the two centers and c the diagonal of the
     smallest box around both.
 
     Source: Zheng et al., "Distance-IoU Loss: Faster and Better Learning for Bounding Box
@@ -110,7 +110,7 @@ def _union(a: tf.Tensor, b: tf.Tensor, common: tf.Tensor) -> tf.Tensor:
 
 
 def _hull(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    # Around all four corners, so that a box inside out is within it, and is drawn back in.
+    # Around all four corners, so that an inverted box lies within it and gets a gradient back.
     a_xmin, a_ymin, a_xmax, a_ymax = _sides(a)
     b_xmin, b_ymin, b_xmax, b_ymax = _sides(b)
     left = tf.minimum(tf.minimum(a_xmin, a_xmax), tf.minimum(b_xmin, b_xmax))

@@ -1,105 +1,173 @@
-"""Judges a run on a split, and draws what it sees.
+"""Evaluates a run's best epoch on a split, and draws its predictions.
 
     python -m trainer.evaluate --run=runs/NAME [--data=DIR] [--split=test]
-        [--set predict.looks 1 predict.flip false]
+        [--config.inference.zoom_passes=0 --config.inference.flip_tta=false]
 
-Prints top-1, top-5, mean IoU and the shares of good boxes; writes `evaluation-SPLIT.json` and a
-folder of photos with both boxes and both names into the run folder.
+Prints top-1, top-5, mean IoU and the shares of good boxes, and writes them and a folder of photos
+with both boxes and both names into the run folder. Other data or other inference settings get files
+of their own; no evaluation overwrites another. The run's page, report.html, shows all of them; with
+--baseline=RUN beside those of another run.
 """
 
-import argparse
 import dataclasses
 import os
 import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from absl import flags
 
-from tfrecords import example, manifest
-from tfrecords.errors import UserError, extra, run_command
+from tfrecords import command, example, manifest
+from tfrecords.errors import UserError, extra
 
 with extra("train"):
+    import keras
     import tensorflow as tf
     from PIL import Image
 
     from tfrecords import reader
-    from trainer import checkpoint, folder, looks, loop, model, pictures, state, strategy
-    from trainer import config as configs
+    from tfrecords.progress import Progress
+    from trainer import (
+        boxes,
+        checkpoint,
+        configs,
+        inference,
+        losses,
+        metrics,
+        model,
+        pictures,
+        predictions,
+        run_dir,
+        strategy,
+        train_state,
+    )
     from trainer import input as inputs
-    from trainer.config import Config
-    from trainer.history import Record
+    from trainer import report as run_page
+    from trainer.configs import Config
+    from trainer.predictions import Predictions
+    from trainer.train_state import LOG_VARIANCES, TrainState
+
+FLAGS = flags.FlagValues()
+command.DEFINE_path("run", None, "folder of the run", flag_values=FLAGS)
+command.DEFINE_path("data", None, "data set; the run's own if absent", flag_values=FLAGS)
+flags.DEFINE_enum("split", "test", manifest.SPLITS, "photos to evaluate", flag_values=FLAGS)
+command.DEFINE_path(
+    "baseline", None, "run whose figures the page shows beside the run's", flag_values=FLAGS
+)
+strategy.define_flags(FLAGS)
+configs.define_flags(FLAGS, sections=["inference"])
 
 _PICTURES = 24
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.evaluate", allow_abbrev=False, description="Judges a run."
-    )
-    path = os.path.expanduser
-    parser.add_argument("--run", type=path, required=True, help="folder of the run")
-    parser.add_argument("--data", type=path, help="data set; the run's own by default")
-    parser.add_argument("--split", default="test", choices=manifest.SPLITS)
-    parser.add_argument("--strategy", default="auto", choices=strategy.NAMES)
-    parser.add_argument("--replicas", type=int, help="logical CPU devices instead of GPUs")
-    parser.add_argument("--allow_cpu", action="store_true", help=strategy.ALLOW_CPU)
-    parser.add_argument(
-        "--set", nargs="+", action="append", default=[], metavar="KEY VALUE", help="predict.*"
-    )
-    flags = parser.parse_args(argv)
-    config, data = folder.read(flags.run)
-    config = judge_otherwise(config, [word for words in flags.set for word in words])
-    directory = flags.data or data.path
-    check_same_shape(manifest.read(directory), data, directory)
-    devices = strategy.make(flags.strategy, flags.replicas, allow_cpu=flags.allow_cpu)
-    data = dataclasses.replace(data, path=directory)
-    source = open_split(data, flags.split, config)
-    network = model.build(config, source.height, source.width, data.class_names, fresh=False)
-    values = state.create(devices, network, config)
-    best = best_checkpoint(flags.run)
-    checkpoint.restore(values, best)
-    print(f"evaluating {best}")
-    chief = strategy.worker(devices)[0] == 0
-    options = loop.Options(chief=chief)
-    job = loop.Job(devices, network, values, config, source, None, flags.run, options)
-    report(job, data, flags.split)
-
-
-def judge_otherwise(config: Config, words: list[str]) -> Config:
-    """Returns the config of a run with other settings of how photos are judged.
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command.
 
     Raises:
-        UserError: a setting decides how the run was trained, or is not usable.
+        UserError: there is no run or data set, or they do not fit.
     """
-    if not words:
-        return config
-    settings = configs.parse_settings(words)
-    for key in settings:
-        if not key.startswith("predict."):
-            raise UserError(
-                f"--set {key}: the run is trained already; only predict.looks and predict.flip can"
-                " be chosen when judging."
-            )
-    return configs.apply_settings(config, settings)
+    command.parse(FLAGS, argv, usage=__doc__)
+    run = command.required(FLAGS, "run")
+    config, data = run_dir.read(run)
+    if FLAGS.baseline:
+        run_dir.read(FLAGS.baseline)  # not only after the evaluation
+    directory = FLAGS.data or data.path
+    info = manifest.read(directory)
+    check_same_shape(info, data, directory)
+    here = run_dir.describe_data(directory, info)
+    config = configs.apply(FLAGS, config)
+    devices = strategy.make(FLAGS.strategy, FLAGS.replicas, allow_cpu=FLAGS.allow_cpu)
+    split = open_split(here, FLAGS.split, config)
+    network = model.build(config, split.height, split.width, data.class_names, fresh=False)
+    state = train_state.create(devices, network, config)
+    best = run_dir.best_checkpoint(run)
+    checkpoint.restore(state, best)
+    print(f"evaluating {best}", flush=True)
+    found, predicted = make_evaluate(devices, network, state, config, split, FLAGS.split)()
+    if strategy.worker(devices)[0] == 0:
+        suffix = result_suffix(run, here, config)
+        report(network, state, config, split, here, f"{FLAGS.split}{suffix}", found, predicted, run)
+        print(f"report: {run_page.write(run, FLAGS.baseline)}")
 
 
-def best_checkpoint(run: str) -> str:
-    """Returns the path of a run's best checkpoint.
+def make_evaluate(
+    devices: tf.distribute.Strategy,
+    network: keras.Model,
+    state: TrainState,
+    config: Config,
+    split: inputs.Split,
+    name: str,
+) -> Callable[[], tuple[dict[str, float], Predictions]]:
+    """Returns the function that evaluates a split: every example once, whatever the replicas.
 
-    Raises:
-        UserError: it has none yet.
+    It gives the metrics and what the model said of each photo. All workers take part in it and get
+    the same result.
+
+    Args:
+        devices: to evaluate on.
+        network: the network; its values are in `state`.
+        state: its `eval_params` and `eval_batch_stats` are read whenever the function is called.
+        config: inference settings, and which losses are reported.
+        split: what to evaluate.
+        name: of the split, for the progress line.
     """
-    path = checkpoint.newest(os.path.join(run, loop.BEST))
-    if path is None:
-        raise UserError(f"the run {run} has not finished its first epoch: nothing to evaluate yet.")
-    return path
+    batches = inputs.evaluation_batches(devices, split, config.batch_size)
+    predict = inference.make_predict(network, config)
+
+    top = min(predictions.TOP, network.output["logits"].shape[-1])
+
+    def on_replica(batch: inputs.Example) -> tuple[tf.Tensor, inputs.Example]:
+        params, batch_stats = (
+            {path: tf.convert_to_tensor(variable) for path, variable in variables.items()}
+            for variables in (state.eval_params, state.eval_batch_stats)
+        )
+        outputs = predict(params, batch_stats, batch["image"])
+        target = tf.one_hot(batch["label"], outputs["logits"].shape[-1])
+        found = losses.example_losses(
+            config.loss,
+            config.batch_size,
+            batch["bbox"],
+            target,
+            outputs,
+            params.get(LOG_VARIANCES),
+        )
+        probabilities, labels = tf.math.top_k(tf.nn.softmax(outputs["logits"]), top)
+        each = {"bbox": outputs["bbox"], "labels": labels, "probabilities": probabilities}
+        # -1 is padding; booleans cannot be gathered.
+        each["position"] = tf.where(batch["mask"], batch["position"], -1)
+        return metrics.epoch_sums(found, batch, outputs), each
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def on_batch(group: inputs.Example) -> tuple[tf.Tensor, inputs.Example]:
+        sums, each = devices.run(
+            lambda batch: on_replica({k: v[0] for k, v in batch.items()}), (group,)
+        )
+        gathered = {name: devices.gather(value, axis=0) for name, value in each.items()}
+        return devices.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None), gathered
+
+    def evaluate() -> tuple[dict[str, float], Predictions]:
+        sums = np.zeros(len(metrics.SUMS))
+        predicted = predictions.empty(split.size, top)
+        with inputs.reading(), Progress(f"evaluating {name}", split.size, "images") as progress:
+            for group in batches:
+                found, each = on_batch(group)
+                sums += found.numpy()
+                position = each.pop("position").numpy()
+                real = position >= 0
+                for field, values in each.items():
+                    getattr(predicted, field)[position[real]] = values.numpy()[real]
+                progress.update(int(real.sum()))
+        return metrics.epoch_means(sums), predicted
+
+    return evaluate
 
 
-def check_same_shape(info: manifest.Manifest, data: folder.Data, directory: str) -> None:
+def check_same_shape(info: manifest.Manifest, data: run_dir.DatasetInfo, directory: str) -> None:
     """Checks that a run's model fits a data set.
 
     Raises:
-        UserError: photos of another size, or other classes.
+        UserError: photos of another size, resized otherwise, or other classes.
     """
     if (info.image.height, info.image.width) != (data.height, data.width):
         raise UserError(
@@ -107,37 +175,86 @@ def check_same_shape(info: manifest.Manifest, data: folder.Data, directory: str)
             f" width), the run's model takes {data.height}x{data.width}. Run `python -m"
             f" preprocess.run --image_height={data.height} --image_width={data.width}`."
         )
+    if data.resize and info.image.resize != data.resize:
+        raise UserError(
+            f"the photos of {directory} were resized by {info.image.resize}, those that the run"
+            f" was trained on by {data.resize}. Run `python -m preprocess.run"
+            f" --resize={data.resize}`."
+        )
     if info.class_names != data.class_names:
         raise UserError(f"the classes of {directory} are not those that the run was trained on.")
 
 
-def open_split(data: folder.Data, split: str, config: Config, cache: str = "none") -> inputs.Source:
-    """Returns the source of a split's examples."""
+def open_split(
+    data: run_dir.DatasetInfo, split: str, config: Config, cache: str = "none"
+) -> inputs.Split:
+    """Returns a split of a data set, ready to be fetched."""
     records = reader.Records(data.path, split)
-    return inputs.open_source(records, data.height, data.width, cache, config.downscale)
+    return inputs.open_split(records, data.height, data.width, cache, config.downscale)
 
 
-def report(job: loop.Job, data: folder.Data, split: str) -> None:
-    """Evaluates a split; prints the metrics, and writes them and pictures into the run folder.
+def result_suffix(run: str, data: run_dir.DatasetInfo, config: Config) -> str:
+    """Returns a suffix for results on other data or with other settings than the run's own."""
+    own_config, own_data = run_dir.read(run)
+    suffix = ""
+    if data.fingerprint != own_data.fingerprint:
+        suffix += f"-{run_dir.shortened(data.name)}-{data.fingerprint[:8]}"
+    if config.inference != own_config.inference:
+        flip = "flip" if config.inference.flip_tta else "noflip"
+        suffix += f"-zoom{config.inference.zoom_passes}-{flip}"
+    return suffix
 
-    All workers take part in the evaluation; the chief reports.
+
+def report(
+    network: keras.Model,
+    state: TrainState,
+    config: Config,
+    split: inputs.Split,
+    data: run_dir.DatasetInfo,
+    name: str,
+    found: dict[str, float],
+    predicted: Predictions,
+    run: str,
+) -> None:
+    """Prints the metrics of a split, and writes them, all predictions and pictures into the folder.
+
+    Where there are zoom passes, what each of them found in the drawn photos is written too.
+
+    Args:
+        network, state, config: the model and its inference settings.
+        split, data: what was evaluated.
+        name: of the split, with `result_suffix`.
+        found, predicted: from `make_evaluate`.
+        run: the run's folder.
     """
-    found = loop.make_evaluate(job, open_split(data, split, job.config))()
-    if not job.options.chief:
-        return
-    found |= {"looks": job.config.predict.looks, "flip": job.config.predict.flip}
-    path = folder.write_json(job.folder, f"evaluation-{split}.json", found)
-    where = os.path.join(job.folder, f"pictures-{split}")
-    write_pictures(draw(job, data, split, _PICTURES), where)
-    print(f"{split} split of {data.path}: {summary(found)}")
-    print(f"metrics: {path}\npictures: {where}{os.sep}")
+    path = run_dir.write_json(
+        run,
+        f"evaluation-{name}.json",
+        found
+        | {"data": data.path, "data_name": data.name, "fingerprint": data.fingerprint}
+        | {"split": name.partition("-")[0], "step": int(state.step.numpy())}
+        | dataclasses.asdict(config.inference),
+    )
+    where = os.path.join(run, f"pictures-{name}")
+    passes: list[inference.Outputs] = []
+    write_pictures(draw(network, state, config, split, data, _PICTURES, passes), where)
+    if config.inference.zoom_passes:
+        positions = _spread(split.size, _PICTURES)
+        described = describe_passes(passes, positions, split, data)
+        run_dir.write_json(run, f"zoom-{name}.json", described)
+    print(f"{name} split of {data.path}: {summary(found, config)}")
+    table = os.path.join(run, f"predictions-{name}.csv")
+    predictions.write(table, predicted, split, data)
+    print(f"pictures: {where}{os.sep}\npredictions: {table}\nmetrics: {path}")
 
 
-def summary(found: Record) -> str:
-    """Returns the metrics for people, in one block."""
+def summary(found: dict[str, float], config: Config) -> str:
+    """Returns the metrics as text for the user."""
+    passes = config.inference.zoom_passes
+    zoomed = f", {passes} zoom pass{'es' * (passes > 1)}" if passes else ""
+    flipped = ", averaged with the flipped photo" if config.inference.flip_tta else ""
     lines = [
-        f"{int(found['num_examples'])} photos, judged in {int(found['looks'])} look"
-        f"{'s' * (found['looks'] > 1)}{', mirrored too' * bool(found['flip'])}",
+        f"{int(found['num_examples'])} photos{zoomed}{flipped}",
         f"top-1 {found['top1']:.1%}, top-5 {found['top5']:.1%}",
         f"mean IoU {found['mean_iou']:.4f}; IoU >= 0.5: {found['iou_50']:.1%},"
         f" >= 0.7: {found['iou_70']:.1%}, >= 0.9: {found['iou_90']:.1%}",
@@ -146,37 +263,87 @@ def summary(found: Record) -> str:
     return "\n".join(lines)
 
 
-def draw(job: loop.Job, data: folder.Data, split: str, count: int) -> dict[str, Image.Image]:
+def draw(
+    network: keras.Model,
+    state: TrainState,
+    config: Config,
+    split: inputs.Split,
+    data: run_dir.DatasetInfo,
+    count: int,
+    passes: list[inference.Outputs] | None = None,
+) -> dict[str, Image.Image]:
     """Draws true and predicted boxes and names on photos spread over a split.
 
     Args:
-        job: what predicts, with the values that are judged.
-        data, split: of the photos.
+        network, state, config: the model and its inference settings.
+        split, data: where the photos come from.
         count: of photos, at most.
+        passes: where given, what each pass found is added to it; see `inference.judge`.
 
     Returns:
-        The pictures, by what a file of them may be called.
+        The pictures, by a file name for each, without its ending.
     """
-    records = reader.Records(data.path, split)
-    chosen = np.unique(np.linspace(0, len(records) - 1, count).astype(int))
-    examples = [example.parse(serialized) for serialized in records.read(chosen)]
-    stretched = manifest.read(data.path).image.resize == "stretch"
-    ratio = job.config.downscale
-    small = [tf.io.decode_jpeg(one["encoded"], channels=3, ratio=ratio) for one in examples]
-    weights, statistics = (tf.convert_to_tensor(value) for value in state.judged(job.state))
-    predict = looks.make_predict(job.model, job.config, jit=False)
-    outputs = predict(weights, statistics, tf.stack(small))
+    chosen = _spread(split.size, count)
+    params, batch_stats = (
+        {path: tf.convert_to_tensor(variable) for path, variable in variables.items()}
+        for variables in (state.eval_params, state.eval_batch_stats)
+    )
+    predict = inference.make_predict(network, config)
+    outputs = predict(params, batch_stats, split.fetch(tf.constant(chosen))["image"], passes)
+    probabilities = tf.nn.softmax(outputs["logits"]).numpy()
     drawn = {}
-    for number, fields in enumerate(examples):
-        chances = tf.nn.softmax(outputs["logits"][number]).numpy()
-        guess = int(np.argmax(chances))
+    for number, serialized in enumerate(split.records.read(chosen)):
+        fields = example.parse(serialized)
+        label = int(np.argmax(probabilities[number]))
         name, _ = os.path.splitext(os.path.basename(fields["filename"].numpy().decode()))
-        drawn[f"{number:02}-{folder.shortened(name)}"] = pictures.draw_boxes(
-            _as_seen(fields, stretched),
+        drawn[f"{number:02}-{run_dir.shortened(name)}"] = pictures.draw_boxes(
+            _as_seen(fields, stretched=data.resize != "letterbox"),
             (fields["bbox"].numpy(), fields["text"].numpy().decode()),
-            (outputs["bbox"][number].numpy(), data.class_names[guess], float(chances[guess])),
+            (
+                outputs["bbox"][number].numpy(),
+                data.class_names[label],
+                float(probabilities[number, label]),
+            ),
         )
     return drawn
+
+
+def describe_passes(
+    passes: Sequence[inference.Outputs],
+    positions: np.ndarray,
+    split: inputs.Split,
+    data: run_dir.DatasetInfo,
+) -> list[dict[str, Any]]:
+    """Returns what each pass was shown and found in some photos, as JSON can hold it.
+
+    Args:
+        passes: see `inference.judge`.
+        positions: of the photos in their split.
+        split, data: where the photos come from.
+
+    Returns:
+        For each photo its `position` and `passes`: `crop` and `bbox` as fractions of the stored
+        photo, the `iou` with the true box, the most probable `name` and its `probability`.
+    """
+    true = np.array([example.decode(one).bbox for one in split.records.read(positions)], np.float32)
+    described: list[dict[str, Any]] = [
+        {"position": int(position), "passes": []} for position in positions
+    ]
+    for found in passes:
+        probabilities = tf.nn.softmax(found["logits"]).numpy()
+        iou = boxes.iou(true, found["bbox"]).numpy()
+        for i, photo in enumerate(described):
+            label = int(np.argmax(probabilities[i]))
+            photo["passes"].append(
+                {
+                    "crop": found["crop"][i].numpy().tolist(),
+                    "bbox": found["bbox"][i].numpy().tolist(),
+                    "iou": float(iou[i]),
+                    "name": data.class_names[label],
+                    "probability": float(probabilities[i, label]),
+                }
+            )
+    return described
 
 
 def write_pictures(drawn: dict[str, Image.Image], where: str) -> None:
@@ -189,7 +356,12 @@ def write_pictures(drawn: dict[str, Image.Image], where: str) -> None:
     sheet.save(os.path.join(where, "sheet.jpg"), quality=85)
 
 
-def _as_seen(fields: dict[str, tf.Tensor], stretched: bool) -> Image.Image:
+def _spread(size: int, count: int) -> np.ndarray:
+    """Returns the positions of so many photos, at most, spread over a split."""
+    return np.unique(np.linspace(0, size - 1, count).astype(int))
+
+
+def _as_seen(fields: dict[str, tf.Tensor], *, stretched: bool) -> Image.Image:
     """Undoes the stretch, if any, so that the photo looks as it was taken."""
     pixels = tf.io.decode_jpeg(fields["encoded"], channels=3).numpy()
     if not stretched:
@@ -202,4 +374,4 @@ def _as_seen(fields: dict[str, tf.Tensor], stretched: bool) -> Image.Image:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    command.run(main)

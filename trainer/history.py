@@ -8,9 +8,9 @@ import math
 import os
 
 from tfrecords.errors import UserError
-from trainer.config import Config
+from trainer.configs import Config
 
-Record = dict[str, float]
+EpochMetrics = dict[str, float]
 
 FILE_NAME = "metrics.jsonl"
 
@@ -19,7 +19,7 @@ class History:
     """The records of finished epochs, in a file and in memory."""
 
     def __init__(self, folder: str, epochs: int, *, writes: bool = True):
-        """Reads at most so many records; later ones are of epochs that will be done again.
+        """Reads the records of finished epochs; later ones are dropped and will be written again.
 
         Args:
             folder: of the run.
@@ -33,7 +33,7 @@ class History:
     def __len__(self) -> int:
         return len(self.records)
 
-    def append(self, record: Record) -> None:
+    def append(self, record: EpochMetrics) -> None:
         """Adds the record of an epoch; the file is whole at every moment.
 
         Raises:
@@ -48,12 +48,12 @@ class History:
             os.replace(self._path + ".new", self._path)
         except OSError as error:
             raise UserError(
-                f"{self._path} cannot be written: {error.strerror}. Make room, or give the right to"
-                " write there, and start the same command again: it goes on from the last"
+                f"{self._path} cannot be written: {error.strerror}. Free some space or allow"
+                " writing there, and start the same command again: it continues from the last"
                 " checkpoint."
             ) from None
 
-    def best(self) -> Record:
+    def best(self) -> EpochMetrics:
         """Returns the record with the lowest loss, of validation where there is one."""
         return min(self.records, key=_judged_loss)
 
@@ -68,14 +68,14 @@ class History:
         return count
 
     def stagnates(self, config: Config) -> bool:
-        """Whether the config's early stopping says that it is enough."""
+        """Whether the config's early stopping ends the run."""
         patience = config.early_stopping_epochs
         if not patience or not self.records:
             return False
         return len(self) - 1 - self.records.index(self.best()) >= patience
 
 
-def read(folder: str) -> list[Record]:
+def read(folder: str) -> list[EpochMetrics]:
     """Returns the records of a run's finished epochs; none where there is no file."""
     try:
         with open(os.path.join(folder, FILE_NAME)) as file:
@@ -84,7 +84,7 @@ def read(folder: str) -> list[Record]:
         return []
 
 
-def _judged_loss(record: Record) -> float:
+def _judged_loss(record: EpochMetrics) -> float:
     loss = record.get("val_loss", record["loss"])
-    # Nothing is lower than what is not a number: it would stay the best.
+    # NaN compares false, so that it would stay the best; treat it as infinity.
     return math.inf if math.isnan(loss) else loss

@@ -17,7 +17,7 @@ import tensorflow as tf
 from tfrecords import example, pipelines, reader
 from tfrecords.errors import UserError
 from trainer import resources
-from trainer.config import Config
+from trainer.configs import Config
 
 Example = dict[str, tf.Tensor]
 
@@ -27,28 +27,28 @@ pipelines.untune_devices()
 
 
 @dataclass(frozen=True)
-class Source:
-    """The records of one split, ready to be fetched by number.
+class Split:
+    """The records of one split, ready to be fetched by index.
 
     Attributes:
         size: how many there are.
         height, width: of the photos, in pixels.
-        fetch: numbers int64 [n] -> `image` uint8 [n, h, w, 3], `bbox` float32 [n, 4], `label` int64
+        fetch: indices int64 [n] -> `image` uint8 [n, h, w, 3], `bbox` float32 [n, 4], `label` int64
             [n] from 0.
-        names: numbers int64 [n] -> where these photos came from.
+        records: the records themselves.
     """
 
     size: int
     height: int
     width: int
     fetch: Callable[[tf.Tensor], Example]
-    names: Callable[[tf.Tensor], list[str]]
+    records: reader.Records
 
 
-def open_source(
+def open_split(
     records: reader.Records, height: int, width: int, cache: str = "none", downscale: int = 1
-) -> Source:
-    """Returns the source of a split's examples.
+) -> Split:
+    """Returns a split, ready to be fetched.
 
     Args:
         records: of the split.
@@ -59,15 +59,16 @@ def open_source(
     Raises:
         UserError: they would not fit in memory.
     """
-    source = _uncached(records, -(-height // downscale), -(-width // downscale), downscale)
-    return _cached(records, source) if cache == "memory" else source
+    split = _uncached(records, -(-height // downscale), -(-width // downscale), downscale)
+    return _cached(records, split) if cache == "memory" else split
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
     """Returns the number of full batches in an epoch.
 
-    What is left over is left out, where the order is shuffled other examples each epoch: a batch of
-    another size would weigh its examples differently, and XLA would compile it anew.
+    The incomplete last batch is dropped; where the order is shuffled, it holds other examples each
+    epoch. A batch of another size would weigh its examples differently, and XLA would compile it
+    again.
 
     Raises:
         UserError: not even one batch is full.
@@ -80,29 +81,20 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
     return size // batch_size
 
 
-def frozen_steps(config: Config, per_epoch: int) -> int:
-    """Returns in how many steps, from the first, only the heads learn."""
-    return int(config.optimizer.freeze_epochs * per_epoch)
-
-
-def group_size(config: Config, per_epoch: int, step: int, most: int) -> int:
-    """Returns how many steps from this one on can be done in one call of the graph.
-
-    A group ends with its epoch, and where the backbone begins to learn.
+def group_size(per_epoch: int, step: int, most: int) -> int:
+    """Returns how many steps from this one on are done in one call of the graph.
 
     Args:
-        config: how long the backbone is frozen.
-        per_epoch: steps in an epoch.
+        per_epoch: steps in an epoch; a group does not cross its end.
         step: the first of the group.
-        most: at most so many.
+        most: the largest group.
     """
-    ends = (step + most, (step // per_epoch + 1) * per_epoch, frozen_steps(config, per_epoch))
-    return min(end for end in ends if end > step) - step
+    return min(most, per_epoch - step % per_epoch)
 
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-    """Turns the error that TensorFlow makes of a `UserError` of the reader back into it."""
+    """Turns TensorFlow's error back into the `UserError` of the reader that caused it."""
     try:
         yield
     except tf.errors.UnknownError as error:
@@ -111,7 +103,7 @@ def reading() -> Iterator[None]:
         raise
 
 
-def numbers(config: Config, size: int, positions: tf.Tensor) -> tf.Tensor:
+def shuffled_indices(config: Config, size: int, positions: tf.Tensor) -> tf.Tensor:
     """Returns which records stand at positions of a run.
 
     Each epoch is a new permutation of all records (a stateless cipher, so that nothing has to be
@@ -136,9 +128,15 @@ def numbers(config: Config, size: int, positions: tf.Tensor) -> tf.Tensor:
     )
 
 
+def paths(split: Split, indices: np.ndarray) -> list[str]:
+    """Returns where photos of a split came from, as paths in its data set."""
+    found = example.parse(tf.constant(split.records.read(indices)))["filename"]
+    return [path.decode() for path in found.numpy()]
+
+
 def training_batches(
     strategy: tf.distribute.Strategy,
-    source: Source,
+    split: Split,
     config: Config,
     start: int,
     stop: int,
@@ -148,7 +146,7 @@ def training_batches(
 
     Args:
         strategy: whose replicas share each global batch.
-        source: of the training split.
+        split: the training split.
         config: batch size and order.
         start, stop: steps, the first and the one after the last.
         steps_per_call: batches in a group; fewer where `group_size` says so.
@@ -158,23 +156,23 @@ def training_batches(
         [k, b, 4], `label` int64 [k, b] from 0, `mask` bool [k, b], all true,
         `position` int64 [k, b] in the run.
     """
-    per_epoch = steps_per_epoch(source.size, config.batch_size)
+    per_epoch = steps_per_epoch(split.size, config.batch_size)
 
     def groups() -> Iterator[tuple[int, int]]:
         step = start
         while step < stop:
-            count = min(group_size(config, per_epoch, step, steps_per_call), stop - step)
+            count = min(group_size(per_epoch, step, steps_per_call), stop - step)
             yield step, count
             step += count
 
     def pick(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return numbers(config, source.size, positions), tf.ones_like(positions, tf.bool)
+        return shuffled_indices(config, split.size, positions), tf.ones_like(positions, tf.bool)
 
-    return iter(_distribute(strategy, source, groups, pick, config.batch_size))
+    return iter(_distribute(strategy, split, groups, pick, config.batch_size))
 
 
 def evaluation_batches(
-    strategy: tf.distribute.Strategy, source: Source, batch_size: int
+    strategy: tf.distribute.Strategy, split: Split, batch_size: int
 ) -> Iterable[Example]:
     """Gives each example once, in stored order, distributed over the replicas.
 
@@ -183,25 +181,25 @@ def evaluation_batches(
 
     Args:
         strategy: whose replicas share each global batch.
-        source: of the split.
+        split: to go through.
         batch_size: global; taken larger where the replicas could not share it evenly.
 
     Returns:
-        What can be iterated over again and again: dicts as those of `training_batches`, k = 1.
+        An iterable that can be used any number of times, of dicts as in `training_batches`, k = 1.
     """
     replicas = strategy.num_replicas_in_sync
     batch_size = -(-batch_size // replicas) * replicas
 
     def groups() -> Iterator[tuple[int, int]]:
-        return ((step, 1) for step in range(-(-source.size // batch_size)))
+        return ((step, 1) for step in range(-(-split.size // batch_size)))
 
     def pick(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.minimum(positions, source.size - 1), positions < source.size
+        return tf.minimum(positions, split.size - 1), positions < split.size
 
-    return _distribute(strategy, source, groups, pick, batch_size)
+    return _distribute(strategy, split, groups, pick, batch_size)
 
 
-def _uncached(records: reader.Records, height: int, width: int, downscale: int) -> Source:
+def _uncached(records: reader.Records, height: int, width: int, downscale: int) -> Split:
     def fetch(wanted: tf.Tensor) -> Example:
         serialized = tf.numpy_function(records.read, [wanted], tf.string, stateful=False)
         parsed = example.parse(tf.ensure_shape(serialized, [None]))
@@ -212,19 +210,15 @@ def _uncached(records: reader.Records, height: int, width: int, downscale: int) 
         )
         return {"image": image, "bbox": parsed["bbox"], "label": parsed["label"] - 1}
 
-    def names(wanted: tf.Tensor) -> list[str]:
-        found = example.parse(tf.constant(records.read(wanted.numpy())))["filename"]
-        return [name.decode() for name in found.numpy()]
-
-    return Source(len(records), height, width, fetch, names)
+    return Split(len(records), height, width, fetch, records)
 
 
-def _cached(records: reader.Records, source: Source) -> Source:
-    size, height, width = len(records), source.height, source.width
+def _cached(records: reader.Records, split: Split) -> Split:
+    size, height, width = len(records), split.height, split.width
     _check_memory(size * height * width * 3)
     images = np.empty((size, height, width, 3), np.uint8)
     boxes, labels = np.empty((size, 4), np.float32), np.empty(size, np.int64)
-    decoded = tf.data.Dataset.range(size).batch(64).map(source.fetch, resources.cores())
+    decoded = tf.data.Dataset.range(size).batch(64).map(split.fetch, resources.cores())
     decoded = decoded.with_options(pipelines.untuned())
     with reading():
         for number, batch in enumerate(decoded.as_numpy_iterator()):
@@ -232,7 +226,7 @@ def _cached(records: reader.Records, source: Source) -> Source:
             images[part], boxes[part], labels[part] = batch["image"], batch["bbox"], batch["label"]
 
     def fetch(wanted: tf.Tensor) -> Example:
-        # Not as tensors: making those would need the memory twice.
+        # Not as tensors: the photos would be in memory twice.
         image, bbox, label = tf.numpy_function(
             lambda rows: (images[rows], boxes[rows], labels[rows]),
             [wanted],
@@ -245,7 +239,7 @@ def _cached(records: reader.Records, source: Source) -> Source:
             "label": tf.ensure_shape(label, [None]),
         }
 
-    return Source(size, height, width, fetch, source.names)
+    return Split(size, height, width, fetch, records)
 
 
 def _check_memory(needed: int) -> None:
@@ -260,7 +254,7 @@ def _check_memory(needed: int) -> None:
 
 def _distribute(
     strategy: tf.distribute.Strategy,
-    source: Source,
+    split: Split,
     groups: Callable[[], Iterator[tuple[int, int]]],
     pick: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]],
     batch_size: int,
@@ -282,7 +276,7 @@ def _distribute(
         def batch(places: tf.Tensor) -> Example:
             flat = tf.reshape(places, [-1])
             wanted, mask = pick(flat)
-            examples = source.fetch(wanted) | {"mask": mask, "position": flat}
+            examples = split.fetch(wanted) | {"mask": mask, "position": flat}
             lead = [tf.shape(places)[0], per_replica]
             return {
                 name: tf.ensure_shape(

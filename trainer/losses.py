@@ -1,4 +1,4 @@
-"""What the model is trained with: losses per example, named, and two ways to weigh them.
+"""Losses per example, by name, and two ways to weigh them.
 
 A loss here is float32 [batch], whatever the inputs' type; the caller divides by the global batch
 size (or sums, as the notebook does for boxes).
@@ -7,14 +7,15 @@ loss = losses.box_loss("5*l1+2*giou")(true_box, predicted_box)
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
 from tfrecords.errors import UserError
 from trainer import boxes
+from trainer.configs import Loss
 
-Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+BoxLoss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 SMOOTH_L1_BETA = 0.1
 """Where smooth L1 turns from a parabola into a line: an error of a tenth of the photo's side."""
@@ -69,7 +70,7 @@ def ciou(true: tf.Tensor, pred: tf.Tensor) -> tf.Tensor:
     return 1.0 - boxes.complete_iou(true, pred)
 
 
-BOX_LOSSES: dict[str, Loss] = {
+BOX_LOSSES: dict[str, BoxLoss] = {
     "squared_error": squared_error,
     "smooth_l1": smooth_l1,
     "l1": l1,
@@ -81,7 +82,7 @@ BOX_LOSSES: dict[str, Loss] = {
 """By name: (true [batch, 4], predicted [batch, 4]) -> float32 [batch]."""
 
 
-def box_loss(name: str) -> Loss:
+def box_loss(name: str) -> BoxLoss:
     """Returns the box loss of that name, or the weighted sum of several.
 
     Args:
@@ -152,6 +153,36 @@ def weigh_by_uncertainty(box: tf.Tensor, label: tf.Tensor, log_variances: tf.Ten
     return 0.5 * (tf.exp(-s_box) * box + s_box) + (tf.exp(-s_label) * label + 0.5 * s_label)
 
 
+def example_losses(
+    recipe: Loss,
+    batch_size: int,
+    true_box: tf.Tensor,
+    target: tf.Tensor,
+    outputs: Mapping[str, tf.Tensor],
+    log_variances: tf.Tensor | None,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns the loss of each example, and its parts for box and label before weighing.
+
+    Args:
+        recipe: which losses, and how they are weighed.
+        batch_size: global. The caller takes the mean over the batch of both losses; where the
+            config asks for the sum of the box losses, they count so many times more.
+        true_box: float [b, 4].
+        target: float32 [b, classes], each row sums to 1.
+        outputs: `bbox` float [b, 4] and `logits` float [b, classes].
+        log_variances: float32 [2], where the tasks' uncertainties are learned.
+
+    Returns:
+        Three float32 [b].
+    """
+    box = box_loss(recipe.box)(true_box, outputs["bbox"])
+    label = label_loss(target, outputs["logits"], recipe.label_smoothing)
+    counted = box * batch_size if recipe.box_reduction == "sum" else box
+    if log_variances is not None:
+        return weigh_by_uncertainty(counted, label, log_variances), box, label
+    return weigh(counted, label, recipe.box_weight, recipe.label_weight), box, label
+
+
 def _error(true: tf.Tensor, pred: tf.Tensor) -> tf.Tensor:
     return tf.cast(pred, tf.float32) - tf.cast(true, tf.float32)
 
@@ -159,7 +190,7 @@ def _error(true: tf.Tensor, pred: tf.Tensor) -> tf.Tensor:
 _TERM = re.compile(r"(?:(?P<weight>\d+\.?\d*|\.\d+)\*)?(?P<name>\w+)")
 
 
-def _term(text: str, whole: str) -> tuple[float, Loss]:
+def _term(text: str, whole: str) -> tuple[float, BoxLoss]:
     match = _TERM.fullmatch("".join(text.split()))
     if not match or match["name"] not in BOX_LOSSES or float(match["weight"] or 1) == 0:
         raise UserError(

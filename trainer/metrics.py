@@ -1,4 +1,4 @@
-"""What the model is judged by: exact metrics, as sums that add up over replicas and batches.
+"""Exact metrics, as sums that add up over replicas and batches.
 
 sums = metrics.batch_sums(true_box, true_label, predicted_box, logits, mask)
 ...                                       # the caller adds them up
@@ -8,13 +8,18 @@ result = metrics.means(sums)
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfrecords.errors import UserError
 from trainer import boxes
 
 NAMES = ("count", "iou", "iou_50", "iou_70", "iou_90", "top1", "top5", "top1_iou_50")
-"""The sums. `iou_50`: boxes with IoU >= 0.5; `top1_iou_50`: those of them with the right name."""
+"""Sums of metrics. `iou_50`: boxes with IoU >= 0.5; `top1_iou_50`: those with the right name."""
+
+LOSSES = ("loss", "box_loss", "label_loss")
+SUMS = (*LOSSES, *NAMES)
+"""What is summed over an epoch: losses over examples, then the metrics."""
 
 
 def batch_sums(
@@ -26,10 +31,10 @@ def batch_sums(
 ) -> dict[str, tf.Tensor]:
     """Sums the metrics over one batch: a pure function of its tensors, compilable by XLA.
 
-    A label is among the top k when fewer than k classes go before it. Classes go by score, and
-    among equal scores the lower number goes first, as in `tf.argmax` and `tf.math.top_k`; so a
-    model that gives all classes the same score is right for the first class only. A score that is
-    not a number goes before every other and is never right. With fewer than five classes, every
+    A label is among the top k when fewer than k classes rank before it. Classes rank by score, and
+    of equal scores the lower class number ranks first, as in `tf.argmax` and `tf.math.top_k`; so a
+    model that gives all classes the same score is right for the first class only. A NaN score
+    ranks before every other and is never right. With fewer than five classes, every
     label whose score is a number is among the top five.
 
     Args:
@@ -59,10 +64,40 @@ def batch_sums(
         "top1_iou_50": top1 & (overlap >= 0.5),
     }
     zero = tf.constant(0.0, tf.float64)
-    # Chosen, not multiplied: a padding row may hold something that is not a number.
+    # tf.where, not a product with the mask: a padding row may hold NaN.
     return {
         name: tf.reduce_sum(tf.where(mask, tf.cast(rows[name], tf.float64), zero)) for name in NAMES
     }
+
+
+def epoch_sums(
+    example_losses: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+    batch: Mapping[str, tf.Tensor],
+    outputs: Mapping[str, tf.Tensor],
+) -> tf.Tensor:
+    """Returns what a batch adds to an epoch's sums: float64 [len(SUMS)].
+
+    Args:
+        example_losses: float32 [b] for each of `LOSSES`.
+        batch: `bbox` [b, 4], `label` [b], and `mask` [b], whose false rows count nothing.
+        outputs: `bbox` [b, 4] and `logits` [b, classes].
+    """
+    zero = tf.constant(0.0, tf.float64)
+    sums = {
+        name: tf.reduce_sum(tf.where(batch["mask"], tf.cast(value, tf.float64), zero))
+        for name, value in zip(LOSSES, example_losses, strict=True)
+    }
+    sums |= batch_sums(
+        batch["bbox"], batch["label"], outputs["bbox"], outputs["logits"], batch["mask"]
+    )
+    return tf.stack([sums[name] for name in SUMS])
+
+
+def epoch_means(sums: np.ndarray) -> dict[str, float]:
+    """Turns an epoch's sums, float64 [len(SUMS)], into mean losses and the metrics of `means`."""
+    by_name = dict(zip(SUMS, sums, strict=True))
+    found = means(by_name)
+    return {name: float(by_name[name] / found["num_examples"]) for name in LOSSES} | found
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, float]:
@@ -90,7 +125,7 @@ def means(sums: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _rank(true_label: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
-    """Counts the classes that go before the true one: int32 [batch]."""
+    """Counts the classes that rank before the true one: int32 [batch]."""
     scores = tf.cast(scores, tf.float32)
     label = tf.cast(true_label, tf.int32)[:, tf.newaxis]
     classes = tf.range(tf.shape(scores)[-1])[tf.newaxis, :]

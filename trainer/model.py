@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import keras
 
 from tfrecords.errors import UserError
-from trainer.batch_norm import FusedBatchNormalization
-from trainer.config import Config, Model
-from trainer.names import NameLogits
+from trainer.configs import Config, Model
+from trainer.layers import FusedBatchNormalization, WordSharedClassifier, soft_argmax
 
 _ALPHAS_WITH_WEIGHTS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 
@@ -24,9 +23,10 @@ def build(
 
     Args:
         config: which model, and with which weights the backbone starts.
-        height, width: of the photos, in pixels.
-        class_names: what to tell apart.
-        fresh: start from `config.weights`; otherwise the values are to be replaced anyway.
+        height, width: of the photos, in pixels; also of the network's input, where the config does
+            not choose another size.
+        class_names: of the classes.
+        fresh: load `config.weights`; not needed where the values are replaced afterwards.
 
     Returns:
         A model from `image`, [batch, height, width, 3], RGB, values in [0, 255], to `bbox`,
@@ -34,14 +34,15 @@ def build(
         [batch, classes]. The layer `backbone` is MobileNetV2 without its top.
 
     Raises:
-        UserError: the weights cannot be had, or do not fit; or the photos are too small.
+        UserError: the weights cannot be loaded or do not fit, or the photos are too small.
     """
+    height, width = config.model.input_height or height, config.model.input_width or width
     if min(height, width) < 32:
         raise UserError(
             f"MobileNetV2 needs photos of at least 32x32 pixels, and these are {height}x{width} as"
             f" decoded (downscale={config.downscale}): run preprocess.run with a larger"
             " --image_height and --image_width"
-            f"{', or set a smaller downscale' * (config.downscale > 1)}."
+            f"{', or set a smaller --config.downscale' * (config.downscale > 1)}."
         )
     keras.utils.set_random_seed(config.seed)
     policy = keras.config.dtype_policy()
@@ -58,26 +59,6 @@ def build(
         return model
     finally:
         keras.config.set_dtype_policy(policy)
-
-
-def soft_argmax(maps: keras.KerasTensor) -> keras.KerasTensor:
-    """Returns where the edges of a box run, from a map of scores for each edge.
-
-    The soft-argmax of Luvizon et al. 2017, arXiv:1710.02322, along one axis for each edge.
-
-    Args:
-        maps: float32 [batch, h, w, 4], of (xmin, ymin, xmax, ymax); h and w at least 2.
-
-    Returns:
-        float32 [batch, 4], fractions: 0 at the first cell, 1 at the last.
-    """
-    ops = keras.ops
-    found = []
-    for edge, axis in enumerate((2, 1, 2, 1)):  # xmin, ymin, xmax, ymax
-        chances = ops.softmax(ops.mean(maps[..., edge], axis=3 - axis), axis=-1)
-        places = ops.linspace(0.0, 1.0, maps.shape[axis])
-        found.append(ops.sum(chances * places, axis=-1))
-    return ops.stack(found, axis=-1)
 
 
 def _backbone(config: Config, shape: tuple[int, int, int], fresh: bool) -> keras.Model:
@@ -129,7 +110,7 @@ def _load_imagenet(backbone: keras.Model, alpha: float) -> None:
             f" {', '.join(map(str, _ALPHAS_WITH_WEIGHTS))}. Choose one, or --weights=none."
         )
     try:
-        # Weights do not depend on the size of the photo; 224 is the one that Keras warns least of.
+        # Weights do not depend on the size of the photo; Keras warns about sizes other than 224.
         source = keras.applications.MobileNetV2((224, 224, 3), alpha, include_top=False)
     except Exception as error:
         raise UserError(
@@ -161,7 +142,7 @@ def _heads(
 ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     layers = keras.layers
     common = _conv_block(for_box, config.model.filters, "head")
-    # Pre-trained features tell names apart better than few filters that start at random.
+    # Pretrained features separate classes better than a few filters that start at random.
     told_by = common if config.model.head == "pooled" else for_name
     pooled = layers.GlobalAveragePooling2D(name="pool")(told_by)
     pooled = where = layers.Dropout(config.model.dropout, seed=config.seed, name="dropout")(pooled)
@@ -181,9 +162,9 @@ def _heads(
             cells = layers.Flatten(name="cells")(_conv_block(common, 64, "cell"))
             where = layers.Dense(128, activation="relu", name="edges")(cells)
         bbox = layers.Dense(4, activation="sigmoid", dtype="float32", name="bbox")(where)
-    # Empty names share nothing.
-    known = class_names if config.model.shared_words else [""] * len(class_names)
-    logits = NameLogits(known, dtype="float32", name="label")(pooled)
+    # Empty names share no words.
+    known = class_names if config.model.word_shared_classifier else [""] * len(class_names)
+    logits = WordSharedClassifier(known, dtype="float32", name="label")(pooled)
     return bbox, logits
 
 

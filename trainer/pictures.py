@@ -15,10 +15,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 Box = Sequence[float] | np.ndarray
 Rectangle = tuple[int, int, int, int]
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
-_TRUE_COLOUR = (20, 80, 230)
-_PREDICTED_COLOUR = (214, 24, 24)
+_TRUE_COLOR = (20, 80, 230)
+_PREDICTED_COLOR = (214, 24, 24)
 
 
 def draw_boxes(
@@ -29,16 +29,16 @@ def draw_boxes(
     """Draws the true box in blue and the predicted one in red, each with its name.
 
     Lines and text scale with the photo. A photo whose shorter side has fewer than 320 pixels is
-    enlarged to that; a strip that would become too long gets a grey margin instead. The names stand
-    on filled labels that are always inside the picture and never on one another, and begin with
-    `true:` and `predicted:`, to be told apart without colour. A name too long for two lines is cut
-    with an ellipsis. Where both boxes coincide, both colours show: red outside, blue inside.
+    enlarged to that; a strip that would become too long gets a gray margin instead. The names are
+    on filled labels, which are always inside the picture and never overlap; they begin with `true:`
+    and `predicted:`, so that color is not needed to distinguish them. A name too long for two lines
+    is cut with an ellipsis. Where both boxes coincide, both colors show: red outside, blue inside.
 
     Args:
         image: uint8 [height, width, 3], RGB; or a picture of any mode. It is not changed.
         true: box (xmin, ymin, xmax, ymax) as fractions of the photo, and name.
         predicted: box, name and probability in [0, 1]. A box that reaches beyond the photo is cut
-            at its edge, one inside out is drawn around its corners, one that is not finite is not
+            at its edge, an inverted one is drawn around its corners, one that is not finite is not
             drawn.
 
     Returns:
@@ -53,20 +53,20 @@ def draw_boxes(
     marks = []
     if true:
         # Wider, so that it shows inside a predicted box at the same place.
-        marks.append((true[0], "true: ", true[1], "", _TRUE_COLOUR, line + max(3, line // 2)))
+        marks.append((true[0], "true: ", true[1], "", _TRUE_COLOR, line + max(3, line // 2)))
     if predicted:
         box, name, probability = predicted
         percent = f" ({_percent(probability)})"
-        marks.append((box, "predicted: ", name, percent, _PREDICTED_COLOUR, line))
-    labels: list[tuple[str, Rectangle, Colour]] = []
-    for box, prefix, name, suffix, colour, width in marks:
+        marks.append((box, "predicted: ", name, percent, _PREDICTED_COLOR, line))
+    labels: list[tuple[str, Rectangle, Color]] = []
+    for box, prefix, name, suffix, color, width in marks:
         around = _to_pixels(box, photo_size)
-        _outline(draw, around, width, colour)
+        _outline(draw, around, width, color)
         text = _fit(prefix, name, suffix, font, picture.width - 2 * _padding(font))
         place = _place(text, font, around, picture.size, [other for _, other, _ in labels])
-        labels.append((text, place, colour))
-    for text, place, colour in labels:
-        _draw_label(draw, text, font, place, colour)
+        labels.append((text, place, color))
+    for text, place, color in labels:
+        _draw_label(draw, text, font, place, color)
     return picture
 
 
@@ -115,7 +115,7 @@ _PANELS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
     ),
     ("learning rate", {"learning_rate": ("", "C2")}),
 )
-"""Each panel: title, and key in the history -> (name in the legend, colour)."""
+"""Each panel: title, and key in the history -> (name in the legend, color)."""
 
 
 def curves(history: Sequence[dict[str, float]], path: str) -> None:
@@ -124,7 +124,7 @@ def curves(history: Sequence[dict[str, float]], path: str) -> None:
     Args:
         history: a record for each epoch, with `epoch` and any of `loss`, `box_loss`, `label_loss`,
             `mean_iou`, `top1`, `top5`, the same with `val_` in front, and `learning_rate`. A record
-            without a key leaves that point out; a panel without points is left out.
+            without a key has no point in that curve; a panel without points is not drawn.
         path: of the PNG file to write.
 
     Raises:
@@ -140,19 +140,19 @@ def curves(history: Sequence[dict[str, float]], path: str) -> None:
     FigureCanvasAgg(figure)
     for i, (title, lines) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
-        for key, (label, colour) in lines.items():
+        for key, (label, color) in lines.items():
             points = [(record["epoch"], record[key]) for record in history if key in record]
             if points:
-                _curve(axes, points, label, colour)
+                _curve(axes, points, label, color)
         _finish(axes, title)
     figure.savefig(path)
 
 
-def _curve(axes: Axes, points: list[tuple[float, float]], label: str, colour: str) -> None:
+def _curve(axes: Axes, points: list[tuple[float, float]], label: str, color: str) -> None:
     marker = "o" if len(points) <= 30 else ""  # a single epoch has no line to see
     epochs, values = zip(*points, strict=True)
     dashes = "--" if "top-5" in label else "-"
-    axes.plot(epochs, values, dashes, color=colour, label=label, marker=marker, markersize=4)
+    axes.plot(epochs, values, dashes, color=color, label=label, marker=marker, markersize=4)
 
 
 def _finish(axes: Axes, title: str) -> None:
@@ -201,11 +201,11 @@ def _to_pixels(box: Box, size: tuple[int, int]) -> Rectangle | None:
     return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
 
-def _outline(draw: ImageDraw.ImageDraw, box: Rectangle | None, width: int, colour: Colour) -> None:
+def _outline(draw: ImageDraw.ImageDraw, box: Rectangle | None, width: int, color: Color) -> None:
     if box:
         # In a box narrower than two lines, Pillow would draw beyond it.
         width = max(1, min(width, (box[2] - box[0]) // 2, (box[3] - box[1]) // 2))
-        draw.rectangle(box, outline=colour, width=width)
+        draw.rectangle(box, outline=color, width=width)
 
 
 def _place(
@@ -272,10 +272,10 @@ def _draw_label(
     text: str,
     font: ImageFont.FreeTypeFont,
     place: Rectangle,
-    colour: Colour,
+    color: Color,
 ) -> None:
     left, top, right, bottom = place
-    draw.rectangle((left, top, right - 1, bottom - 1), fill=colour)
+    draw.rectangle((left, top, right - 1, bottom - 1), fill=color)
     for i, line in enumerate(text.split("\n")):
         position = (left + _padding(font), top + _padding(font) + i * _line_height(font))
         draw.text(position, line, fill="white", font=font)

@@ -1,7 +1,7 @@
 """How much of a machine this process may use: a container's limits (cgroups) count.
 
-In a container `/proc` tells of the whole machine. What the container may use of it stands in files
-of the kernel, in two versions, for its own group and for those around it; the least counts.
+In a container, `/proc` shows the whole machine. The container's limits are in the kernel's cgroup
+files (version 1 or 2), for its own group and for its parents; the smallest one applies.
 """
 
 import math
@@ -46,7 +46,7 @@ def free_memory(root: str = "/") -> int:
 
 
 def _groups(root: str, controller: str) -> Iterator[str]:
-    """Yields the folders of this process's group and of those around it that exist."""
+    """Yields the folders of this process's group and of its parents that exist."""
     base = os.path.join(root, "sys/fs/cgroup")
     for line in _text(root, "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -61,7 +61,7 @@ def _groups(root: str, controller: str) -> Iterator[str]:
 
 
 def _reclaimable(group: str) -> int:
-    """Returns the bytes of files that the kernel keeps and gives up when asked."""
+    """Returns the bytes of cached files that the kernel frees when memory is needed."""
     for line in _text(group, "memory.stat").splitlines():
         name, _, value = line.partition(" ")
         if name in ("inactive_file", "total_inactive_file") and value.isdigit():

@@ -1,7 +1,7 @@
-"""One step of training, and one of evaluation, as one replica does it.
+"""One step of training, as one replica does it.
 
-A training step augments its photos, and then has three parts: gradients (pure, compiled by XLA when
-asked), one all-reduce, update (pure, compiled). Only then are variables assigned.
+A step augments its photos, and then has three parts: gradients (a pure function), one all-reduce
+for each type of tensor, update (a pure function). Only then are variables assigned.
 """
 
 from collections.abc import Callable
@@ -9,202 +9,224 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from trainer import looks, losses, metrics, optimizer
+from trainer import losses, metrics, optimizer
 from trainer.augment import Batch, augment
-from trainer.config import Config
-from trainer.state import LOSSES, SUMS, State, judged, layouts, predictor
+from trainer.configs import Config
+from trainer.metrics import SUMS
+from trainer.train_state import (
+    BACKBONE,
+    LOG_VARIANCES,
+    Packing,
+    Tensors,
+    TrainState,
+    make_apply,
+    packing,
+)
+from trainer.xla import compiled
 
 # Loss scaling as in "Mixed Precision Training" (Micikevicius et al. 2018): halved when gradients
-# overflow, doubled after so many steps without.
+# overflow, doubled after this many steps without an overflow.
 _STEPS_TO_DOUBLE = 2000
 
 
 def make_train_step(
-    model: keras.Model,
-    state: State,
-    config: Config,
-    steps_per_epoch: int,
-    jit: bool,
-    frozen: bool,
+    model: keras.Model, state: TrainState, config: Config, steps_per_epoch: int, *, frozen: bool
 ) -> Callable[[Batch], None]:
     """Returns the training step of one replica, to be run by `strategy.run`.
 
     Args:
-        model: gives the network, not the values.
+        model: the network; its values are in `state`.
         state: read and assigned.
         config: the recipe.
         steps_per_epoch: for the learning rate.
-        jit: compile the gradients by XLA. The update pays on every device, and is compiled
-            unless the config says `off`.
-        frozen: only the heads learn.
+        frozen: whether only the heads are trained: then the backbone's parameters get neither
+            gradient nor update. Freezing happens nowhere else.
     """
-    gradients = _gradients(model, config, frozen)
-    update = _update(model, config, steps_per_epoch, frozen)
-    if jit:
-        gradients = tf.function(gradients, jit_compile=True)
-    if config.jit != "off":
-        update = tf.function(update, jit_compile=True)
+    learning = packing(
+        {
+            path: variable
+            for path, variable in state.params.items()
+            if not (frozen and path.startswith(BACKBONE))
+        }
+    )
+    # As vectors, all parameters are updated in one pass, and carried in one message.
+    layouts = dict.fromkeys(("params", "m", "v"), learning)
+    layouts["batch_stats"] = packing(state.batch_stats)
+    if config.optimizer.ema > 0:
+        layouts |= {f"ema_{name}": layouts[name] for name in ("params", "batch_stats")}
+    gradients = compiled(_make_gradients(model, config, learning), config, convolutions=True)
+    update = compiled(_make_update(config, steps_per_epoch, learning), config)
 
     def step(batch: Batch) -> None:
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
-        values = {name: tf.convert_to_tensor(v) for name, v in state.variables().items()}
+        values = state.values()
         replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
         seed = tf.stack([tf.constant(config.seed, tf.int64), values["step"] * replicas + replica])
-        batch = augment(batch, config)
+        batch = augment(batch, config, (model.input.shape[1], model.input.shape[2]))
         if config.augment.mixup > 0:
             # XLA has no gamma distribution.
-            batch |= {"share": _shares(tf.shape(batch["label"]), config, seed)}
-        local = gradients(
-            values["weights"], values["statistics"], values["loss_scale"], batch, seed, replicas
+            batch |= {"share": _mixup_shares(tf.shape(batch["label"]), config, seed)}
+        gradient, batch_stats, sums = gradients(
+            values["params"], values["batch_stats"], values["loss_scale"], batch, seed, replicas
         )
-        if replicas > 1:
-            # One call for each type: a call packs its tensors into one message.
-            gradient, statistics, sums = local
-            add = tf.distribute.ReduceOp.SUM
-            gradient, statistics = context.all_reduce(add, [gradient, statistics])
-            local = gradient, statistics, context.all_reduce(add, sums)
-        for name, value in update(values, *local).items():
-            getattr(state, name).assign(value)
+        local = gradient, layouts["batch_stats"].pack(batch_stats), sums
+        packed = values | {name: layout.pack(values[name]) for name, layout in layouts.items()}
+        new = update(packed, *_all_reduce_sum(context, *local))
+        state.assign(
+            new | {name: layouts[name].unpack(new[name]) for name in layouts if name in new}
+        )
 
     return step
 
 
-def make_evaluation_step(
-    model: keras.Model, state: State, config: Config, jit: bool
-) -> Callable[[Batch], tf.Tensor]:
-    """Returns the evaluation step of one replica: batch -> float64 [len(SUMS)] of its sums."""
-    predict = looks.make_predict(model, config, jit)
-    weights, statistics = judged(state)
-
-    def sums(batch: Batch) -> tf.Tensor:
-        values = tf.convert_to_tensor(weights)
-        outputs = predict(values, tf.convert_to_tensor(statistics), batch["image"])
-        target = tf.one_hot(batch["label"], outputs["logits"].shape[-1])
-        box, label = _task_losses(config, batch["bbox"], target, outputs)
-        total = _weigh(config, values[-2:], box, label)
-        return _sums((total, box, label), batch, outputs)
-
-    return sums
+def _all_reduce_sum(
+    context: tf.distribute.ReplicaContext,
+    gradient: tf.Tensor,
+    batch_stats: tf.Tensor,
+    sums: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns the sums of vectors over all replicas: one message for each type."""
+    if context.num_replicas_in_sync == 1:
+        return gradient, batch_stats, sums
+    add = tf.distribute.ReduceOp.SUM
+    gradient, batch_stats = context.all_reduce(add, [gradient, batch_stats])
+    return gradient, batch_stats, context.all_reduce(add, sums)
 
 
-def _gradients(model: keras.Model, config: Config, frozen: bool) -> Callable:
-    plan, predict = layouts(model), predictor(model)
-    parts, classes = config.optimizer.accumulate, model.output["logits"].shape[-1]
+def _make_gradients(
+    model: keras.Model, config: Config, learning: Packing
+) -> Callable[..., tuple[tf.Tensor, Tensors, tf.Tensor]]:
+    apply = make_apply(model)
+    parts, classes = config.optimizer.accumulation_steps, model.output["logits"].shape[-1]
 
     def gradients(
-        weights: tf.Tensor,
-        statistics: tf.Tensor,
-        scale: tf.Tensor,
+        params: Tensors,
+        batch_stats: Tensors,
+        loss_scale: tf.Tensor,
         batch: Batch,
         seed: tf.Tensor,
         replicas: int,
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns gradients [n], statistics [m] and sums, each to be summed over replicas."""
-        gradient = tf.zeros_like(weights)
+    ) -> tuple[tf.Tensor, Tensors, tf.Tensor]:
+        """Returns the packed gradient, batch statistics and sums, to be summed over replicas."""
+        variable = {path: params[path] for path in learning.shapes}
+        gradient = tf.zeros([sum(learning.sizes)])
         sums = tf.zeros(len(SUMS), tf.float64)
         for part in range(parts):
             piece = {name: tf.split(value, parts)[part] for name, value in batch.items()}
-            piece, target = _mix(piece, classes)
+            piece, target = _mixup(piece, classes)
             with tf.GradientTape() as tape:
-                tape.watch(weights)
-                values = plan.weights.unpack(weights)
-                if frozen:
-                    values = [
-                        tf.stop_gradient(value) if held else value
-                        for value, held in zip(values, plan.in_backbone, strict=True)
-                    ]
-                outputs, statistics = predict(
-                    values, statistics, piece["image"], True, seed + [0, part << 32]
+                tape.watch(variable)
+                outputs, batch_stats = apply(
+                    params, batch_stats, piece["image"], True, seed + [0, part << 32]
                 )
-                box, label = _task_losses(config, piece["bbox"], target, outputs)
-                total = _weigh(config, values[-1], box, label)
-                loss = tf.reduce_sum(total) / config.batch_size * scale
-            gradient += tape.gradient(loss, weights)
-            sums += _sums((total, box, label), piece, outputs)
-        return gradient / scale, statistics / replicas, sums
+                found = losses.example_losses(
+                    config.loss,
+                    config.batch_size,
+                    piece["bbox"],
+                    target,
+                    outputs,
+                    params.get(LOG_VARIANCES),
+                )
+                loss = tf.reduce_sum(found[0]) / config.batch_size * loss_scale
+            gradient += learning.pack(tape.gradient(loss, variable, unconnected_gradients="zero"))
+            sums += metrics.epoch_sums(found, piece, outputs)
+        shares = {path: value / replicas for path, value in batch_stats.items()}
+        return gradient / loss_scale, shares, sums
 
     return gradients
 
 
-def _update(model: keras.Model, config: Config, steps_per_epoch: int, frozen: bool) -> Callable:
-    plan, recipe = layouts(model), config.optimizer
-    decay = recipe.weight_decay * plan.weights.spread(plan.is_kernel)
-    share = 0.0 if frozen else recipe.backbone_rate
-    shares = 1.0 + (share - 1.0) * plan.weights.spread(plan.in_backbone) if share != 1.0 else 1.0
+def _make_update(
+    config: Config, steps_per_epoch: int, learning: Packing
+) -> Callable[..., dict[str, tf.Tensor]]:
+    recipe = config.optimizer
+    # Kernels have two axes or more; gains and biases do not decay.
+    decay = learning.spread(
+        {
+            path: recipe.weight_decay if len(shape) > 1 else 0.0
+            for path, shape in learning.shapes.items()
+        }
+    )
+    lr_scale = learning.spread(
+        {
+            path: recipe.backbone_lr_scale if path.startswith(BACKBONE) else 1.0
+            for path in learning.shapes
+        }
+    )
 
     def update(
-        old: dict[str, tf.Tensor], gradient: tf.Tensor, statistics: tf.Tensor, sums: tf.Tensor
+        old: dict[str, tf.Tensor], gradient: tf.Tensor, batch_stats: tf.Tensor, sums: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """Returns the new values of all variables that change."""
+        """Returns the new values of all that changes; parameters and statistics as vectors."""
         norm = tf.norm(gradient)
         loss_finite = tf.math.is_finite(sums[SUMS.index("loss")])
         finite = tf.math.is_finite(norm) & loss_finite
         if recipe.clip_norm > 0:
             gradient *= recipe.clip_norm / tf.maximum(norm, recipe.clip_norm)
         rate = optimizer.learning_rate(
-            recipe, old["step"], steps_per_epoch, config.epochs * steps_per_epoch, old["plateau"]
+            recipe, old["step"], steps_per_epoch, config.epochs * steps_per_epoch, old["lr_scale"]
         )
-        # Gradients of what is held are 0, and so is its rate: neither it nor its moments move.
-        weights, first, second = optimizer.adamw(
-            old["weights"], gradient, old["first"], old["second"], old["step"], rate * shares, decay
+        params, m, v = optimizer.adamw(
+            old["params"],
+            gradient,
+            old["m"],
+            old["v"],
+            step=old["step"],
+            learning_rate=rate if recipe.backbone_lr_scale == 1.0 else rate * lr_scale,
+            decay=decay,
         )
-        new = {
-            "weights": weights,
-            "first": first,
-            "second": second,
-            "statistics": statistics,
-        }
+        new = {"params": params, "m": m, "v": v, "batch_stats": batch_stats}
         if recipe.ema > 0:
-            for name in ("weights", "statistics"):
+            ema_decay = optimizer.ema_decay(recipe.ema, old["step"])
+            for name in ("params", "batch_stats"):
                 average = old[f"ema_{name}"]
-                # Short runs: the average begins as a plain mean (as in Keras and TF's own EMA).
-                count = tf.cast(old["step"], tf.float32)
-                decay_now = tf.minimum(recipe.ema, (1 + count) / (10 + count))
-                new[f"ema_{name}"] = average + (1 - decay_now) * (new[name] - average)
+                new[f"ema_{name}"] = average + (1 - ema_decay) * (new[name] - average)
         # A step that is not finite changes nothing, so the last good values survive.
-        stopped = old["bad_step"] >= 0
+        stopped = old["first_nonfinite_step"] >= 0
         keep = finite & ~stopped
         new = {name: tf.where(keep, value, old[name]) for name, value in new.items()}
-        # With loss scaling a step may be skipped although its loss is fine, and counts.
-        new["sums"] = tf.where(loss_finite & ~stopped, old["sums"] + sums, old["sums"])
+        # With loss scaling, a step may be skipped although its loss is finite; the loss counts.
+        new["epoch_sums"] = tf.where(
+            loss_finite & ~stopped, old["epoch_sums"] + sums, old["epoch_sums"]
+        )
         return new | _count_step(config, old, finite, stopped)
 
     return update
 
 
 def _count_step(
-    config: Config, old: dict[str, tf.Tensor], finite: tf.Tensor, stopped: tf.Tensor
+    config: Config, old: Tensors, finite: tf.Tensor, stopped: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    step = old["step"]
+    step, first = old["step"], old["first_nonfinite_step"]
     if config.precision != "mixed_float16":
-        bad = tf.where(finite | stopped, old["bad_step"], step)
-        return {"step": tf.where(bad >= 0, step, step + 1), "bad_step": bad}
-    # Gradients that overflow are how the scale is found; the loss is at fault only at scale 1.
+        first = tf.where(finite | stopped, first, step)
+        return {"step": tf.where(first >= 0, step, step + 1), "first_nonfinite_step": first}
+    # Overflowing gradients lower the scale; only at scale 1 do they mean that the run diverged.
     good = tf.where(finite, old["good_steps"] + 1, 0)
     double = good >= _STEPS_TO_DOUBLE
     scale = old["loss_scale"]
     hopeless = ~finite & (scale <= 1)
-    bad = tf.where(hopeless & ~stopped, step, old["bad_step"])
+    first = tf.where(hopeless & ~stopped, step, first)
     scale = tf.where(finite, tf.where(double, scale * 2, scale), tf.maximum(scale / 2, 1.0))
     return {
-        "step": tf.where(bad >= 0, step, step + 1),
-        "bad_step": bad,
+        "step": tf.where(first >= 0, step, step + 1),
+        "first_nonfinite_step": first,
         "loss_scale": scale,
         "good_steps": tf.where(double, tf.zeros_like(good), good),
     }
 
 
-def _shares(shape: tf.Tensor, config: Config, seed: tf.Tensor) -> tf.Tensor:
-    """Draws each photo's share in the mixture with another, float32 [b], from a half to 1."""
+def _mixup_shares(shape: tf.Tensor, config: Config, seed: tf.Tensor) -> tf.Tensor:
+    """Draws each photo's share in its mixture with another, float32 [b], from 0.5 to 1."""
     alpha = config.augment.mixup
     draws = tf.random.stateless_gamma(tf.concat([[2], shape], 0), seed + [1, 0], alpha)
     share = draws[0] / (draws[0] + draws[1])
-    # The larger part decides the box and whose photo it is.
+    # The larger part decides the box, and the label that metrics count.
     return tf.maximum(share, 1 - share)
 
 
-def _mix(batch: Batch, classes: int) -> tuple[Batch, tf.Tensor]:
+def _mixup(batch: Batch, classes: int) -> tuple[Batch, tf.Tensor]:
     """Returns the batch and its label targets, float32 [b, classes], mixed by `share`, if any."""
     target = tf.one_hot(batch["label"], classes)
     if "share" not in batch:
@@ -214,35 +236,3 @@ def _mix(batch: Batch, classes: int) -> tuple[Batch, tf.Tensor]:
     image = pixels * image + (1 - pixels) * image[::-1]
     target = share[:, tf.newaxis] * target + (1 - share[:, tf.newaxis]) * target[::-1]
     return batch | {"image": image}, target
-
-
-def _task_losses(
-    config: Config, true_box: tf.Tensor, target: tf.Tensor, outputs: dict[str, tf.Tensor]
-) -> tuple[tf.Tensor, tf.Tensor]:
-    box = losses.box_loss(config.loss.box)(true_box, outputs["bbox"])
-    label = losses.label_loss(target, outputs["logits"], config.loss.label_smoothing)
-    return box, label
-
-
-def _weigh(config: Config, log_variances: tf.Tensor, box: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
-    # The mean over the batch is taken later, of both: a sum is that many times larger.
-    if config.loss.box_reduction == "sum":
-        box *= config.batch_size
-    if config.loss.weighting == "uncertainty":
-        return losses.weigh_by_uncertainty(box, label, log_variances)
-    return losses.weigh(box, label, config.loss.box_weight, config.loss.label_weight)
-
-
-def _sums(
-    per_example: tuple[tf.Tensor, tf.Tensor, tf.Tensor], batch: Batch, outputs: dict[str, tf.Tensor]
-) -> tf.Tensor:
-    mask = batch["mask"]
-    zero = tf.constant(0.0, tf.float64)
-    sums = {
-        name: tf.reduce_sum(tf.where(mask, tf.cast(value, tf.float64), zero))
-        for name, value in zip(LOSSES, per_example, strict=True)
-    }
-    sums |= metrics.batch_sums(
-        batch["bbox"], batch["label"], outputs["bbox"], outputs["logits"], mask
-    )
-    return tf.stack([sums[name] for name in SUMS])

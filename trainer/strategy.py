@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import tensorflow as tf
+from absl import flags
 from tensorflow.python.distribute.cluster_resolver import slurm_cluster_resolver as slurm
 
 from tfrecords import pipelines
@@ -19,7 +20,6 @@ from tfrecords.errors import UserError
 from trainer import resources
 
 NAMES = ("mirrored", "multiworker", "one", "auto")
-ALLOW_CPU = "go on without a GPU where TensorFlow sees none of the machine's"
 
 _Device = TypeVar("_Device")
 
@@ -36,7 +36,7 @@ def make(
         allow_cpu: go on where the machine has GPUs and TensorFlow sees none.
 
     Raises:
-        UserError: the name, the replicas or `TF_CONFIG` make no sense, Slurm's tasks were not
+        UserError: the name, the replicas or `TF_CONFIG` are not valid, Slurm's tasks were not
             started by `srun`, or TensorFlow does not see the machine's GPUs.
     """
     if name not in NAMES:
@@ -73,6 +73,31 @@ def make(
     return tf.distribute.MirroredStrategy(_logical_cpus(replicas or 1))
 
 
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines the flags that choose devices: `--strategy`, `--replicas`, `--allow_cpu`."""
+    flags.DEFINE_enum(
+        "strategy",
+        "auto",
+        NAMES,
+        "mirrored: all GPUs of this machine; multiworker: the machines that TF_CONFIG or Slurm"
+        " names; one: one device; auto: the one of these that fits",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "replicas",
+        None,
+        "logical CPU devices, to try a strategy without GPUs",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_boolean(
+        "allow_cpu",
+        False,
+        "train on the CPU although the machine has GPUs that TensorFlow does not see",
+        flag_values=flag_values,
+    )
+
+
 def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     """Returns this process's place among the workers, from 0 (the chief), and how many there are.
 
@@ -88,12 +113,26 @@ def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
 
 
 def describe(strategy: tf.distribute.Strategy) -> str:
-    """Returns one line for people: strategy, replicas, devices."""
+    """Returns one line for the user: strategy, replicas, devices."""
     kind = type(strategy).__name__.removesuffix("V1")
     replicas = strategy.num_replicas_in_sync
     devices = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
     plural = "s" if replicas > 1 else ""
     return f"{kind}, {replicas} replica{plural} on {devices}"
+
+
+def sum_over_workers(strategy: tf.distribute.Strategy, value: float) -> float:
+    """Returns the sum of all workers' values; each waits here for all others."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return value
+    return float(_sum_over_workers(strategy, tf.constant(value)))
+
+
+@tf.function
+def _sum_over_workers(strategy: tf.distribute.Strategy, value: tf.Tensor) -> tf.Tensor:
+    return strategy.reduce(
+        tf.distribute.ReduceOp.SUM, strategy.run(lambda mine: mine, (value,)), axis=None
+    )
 
 
 def share(gpus: Sequence[_Device], tasks: int, index: int) -> list[_Device]:
@@ -170,7 +209,7 @@ def _cluster_of_tf_config(text: str) -> _Cluster | None:
                 f"TF_CONFIG names a job {unknown!r}, and all machines train alike here: there is"
                 " one chief (or master), and workers. Leave parameter servers and evaluators out."
             )
-        # `master` is how older platforms call the chief, which is what TensorFlow understands.
+        # Older platforms call the chief `master`; TensorFlow understands only `chief`.
         if "master" in jobs:
             jobs["chief"] = [*jobs.pop("master"), *jobs.get("chief", [])]
         job = "chief" if job == "master" else job
@@ -196,13 +235,13 @@ def _cluster_of_slurm() -> _Cluster | None:
         if tasks == "1":
             return None
         raise UserError(
-            f"Slurm gave this job {tasks} tasks, but srun did not start this process, so it is none"
-            " of them. Start it by `srun python -m trainer.task …`, or pass --strategy=mirrored to"
-            " train on this machine alone."
+            f"Slurm gave this job {tasks} tasks, but srun did not start this process, so it is not"
+            " one of them. Start it by `srun python -m trainer.task …`, or pass --strategy=mirrored"
+            " to train on this machine alone."
         )
     rank, nodes, counts = values
     try:
-        # Jobs that share a machine must not meet.
+        # Jobs that share a machine must use different ports.
         port = 12000 + 16 * (int(os.environ["SLURM_JOB_ID"]) % 1000)
         tasks_of = zip(
             slurm.expand_hostlist(nodes), slurm.expand_tasks_per_node(counts), strict=True
@@ -222,7 +261,7 @@ def _cluster_of_slurm() -> _Cluster | None:
 
 
 def _limit_threads() -> None:
-    """Starts no more threads than a container may keep busy; TensorFlow knows the machine only."""
+    """Limits TensorFlow's threads to a container's cores; by itself it counts the machine's."""
     cores = resources.cores()
     if cores < pipelines.CORES:
         with contextlib.suppress(RuntimeError):  # TensorFlow has started them
@@ -235,8 +274,8 @@ def _require_no_gpu() -> None:
     if found:
         raise UserError(
             f"this machine has {len(found)} GPU{'s' * (len(found) > 1)} ({', '.join(found)}), and"
-            " TensorFlow sees none. Install what it needs by `pip install 'carbox[gpu]'`, and see"
-            " by `nvidia-smi` whether the driver works and is one for CUDA 12; or pass --allow_cpu"
+            " TensorFlow sees none. Install what it needs by `pip install 'carbox[gpu]'`, and check"
+            " by `nvidia-smi` that the driver works and is one for CUDA 12; or pass --allow_cpu"
             " to go on without a GPU."
         )
 

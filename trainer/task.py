@@ -1,20 +1,23 @@
-"""Trains, evaluates and reports: the whole road from records to a run folder.
+"""Trains a model on a data set, evaluates it, and writes everything into a run folder.
 
     python -m trainer.task --strategy=mirrored [--data=data/tfrecords] [--run=runs/NAME]
-        [--config=default] [--set key value ...] [--epochs=N] [--batch_size=N]
+        [--config=default] [--config.optimizer.ema=0.99 ...] [--epochs=N] [--batch_size=N]
 
-Started again with the same flags, it goes on where the run stands. The logic lives in the modules
-beside this one; this file only joins them.
+Started again with the same flags, a run continues where it was stopped; with a larger --epochs, a
+finished run is trained further.
 """
 
-import argparse
 import contextlib
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
-from tfrecords import manifest
-from tfrecords.errors import UserError, extra, run_command
+from absl import flags
+
+from tfrecords import command, manifest
+from tfrecords.errors import FlagError, UserError, extra
 
 with extra("train"):
     import tensorflow as tf
@@ -22,20 +25,69 @@ with extra("train"):
 
     from trainer import (
         checkpoint,
+        configs,
         evaluate,
-        folder,
-        loop,
         losses,
         model,
         pictures,
-        state,
+        provenance,
+        run_dir,
         strategy,
         tensorboard,
+        train,
+        train_state,
+        warm_start,
+        xla,
     )
-    from trainer import config as configs
     from trainer import input as inputs
-    from trainer.history import Record
+    from trainer import report as run_page
+    from trainer.history import EpochMetrics
 
+FLAGS = flags.FlagValues()
+strategy.define_flags(FLAGS)
+command.DEFINE_path("data", "data/tfrecords", "data set to train on", flag_values=FLAGS)
+command.DEFINE_path("run", None, "folder of the run; runs/DATA-CONFIG if absent", flag_values=FLAGS)
+configs.define_flags(FLAGS)
+command.DEFINE_path(
+    "init_from",
+    None,
+    "run whose weights a new run starts with; if the classes differ, the classifier starts with new"
+    " ones",
+    flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+    "report",
+    None,
+    ["test", "validation", "none"],
+    "split to evaluate at the end; test if absent",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "steps_per_call",
+    1,
+    "steps in one call of the graph; does not change the outcome",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+    "cache", "none", ["none", "memory"], "memory keeps decoded photos in memory", flag_values=FLAGS
+)
+flags.DEFINE_integer("keep", 2, "newest checkpoints to keep", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_float(
+    "checkpoint_seconds",
+    300.0,
+    "save at least this often, in seconds",
+    lower_bound=0,
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "profile", None, "START:STOP, steps to profile, for TensorBoard", flag_values=FLAGS
+)
+
+EXIT_PREEMPTED = 75
+"""Exit code after SIGTERM: all is saved, start the same command again (sysexits' EX_TEMPFAIL)."""
+
+_EXIT_INTERRUPTED = 130
 _TENSORBOARD_PICTURES = 4
 
 
@@ -44,117 +96,76 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         UserError: flags, data or run folder are not usable.
-        SystemExit: with `loop.EXIT_PREEMPTED` after SIGTERM.
+        SystemExit: with `EXIT_PREEMPTED` after SIGTERM, 130 after Ctrl-C.
     """
-    flags = parse_flags(argv)
-    info = manifest.read(flags.data)
-    config = make_config(flags, info)
-    data = folder.describe_data(flags.data, info)
-    devices = strategy.make(flags.strategy, flags.replicas, allow_cpu=flags.allow_cpu)
+    command.parse(FLAGS, argv, usage=__doc__)
+    info = manifest.read(FLAGS.data)
+    config = configs.from_flags(FLAGS, "sample" if info.sample else "default")
+    losses.box_loss(config.loss.box)
+    data = run_dir.describe_data(FLAGS.data, info)
+    devices = strategy.make(FLAGS.strategy, FLAGS.replicas, allow_cpu=FLAGS.allow_cpu)
     rank, _ = strategy.worker(devices)
     check_batch(config, devices.num_replicas_in_sync)
-    report = split_to_report(flags, info)
-    run = flags.run or os.path.join("runs", f"{folder.shortened(info.name)}-{config.name}")
-    folder.check(run, config, data)
+    report = split_to_report(info)
+    run = FLAGS.run or os.path.join("runs", f"{run_dir.shortened(info.name)}-{config.name}")
+    run_dir.check(run, config, data)
     if rank > 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - one voice, the chief's, until the end
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - only the chief prints; open to the end
     print(plan(config, data, info, devices, run), flush=True)
 
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    training, validation = (
-        evaluate.open_split(data, split, config, flags.cache) if split in info.splits else None
-        for split in ("train", "validation")
+    split, validation = (
+        evaluate.open_split(data, name, config, FLAGS.cache) if name in info.splits else None
+        for name in ("train", "validation")
     )
-    if training is None:
-        raise UserError(f"the data set at {flags.data!r} has no train split to learn from.")
-    check_profile(flags, config.epochs * inputs.steps_per_epoch(training.size, config.batch_size))
-    losses.box_loss(config.loss.box)
-    # A run that goes on has its weights: those it began with may be gone by now.
-    fresh = checkpoint.newest(os.path.join(run, loop.LAST)) is None
-    network = model.build(config, training.height, training.width, data.class_names, fresh=fresh)
+    if split is None:
+        raise UserError(f"the data set at {FLAGS.data!r} has no train split to learn from.")
+    steps = config.epochs * inputs.steps_per_epoch(split.size, config.batch_size)
+    profiled = parse_profile(FLAGS.profile, steps)
+    # A run that continues has its weights in its checkpoint; the initial ones may be gone.
+    fresh = checkpoint.newest(os.path.join(run, run_dir.LAST)) is None
+    network = model.build(
+        config,
+        split.height,
+        split.width,
+        data.class_names,
+        fresh=fresh and not FLAGS.init_from,
+    )
+    if fresh and FLAGS.init_from:
+        print(warm_start.load(network, FLAGS.init_from, data.class_names), flush=True)
     with contextlib.ExitStack() as held:
         if rank == 0:
-            # Only now: a folder made before a mistake was found would hold the user to the mistake.
-            held.enter_context(folder.locked(run))
-            folder.create(run, config, data)
-        job = loop.Job(
+            # Only now: a folder made before a mistake is found would refuse the corrected command.
+            held.enter_context(run_dir.locked(run))
+            run_dir.create(run, config, data)
+            provenance.add_start(run, devices)
+        setup = train.Setup(
             strategy=devices,
-            model=network,
-            state=state.create(devices, network, config),
+            network=network,
+            state=train_state.create(devices, network, config),
             config=config,
-            training=training,
+            train=split,
             validation=validation,
-            folder=run,
-            options=make_options(flags, data, info, run, chief=rank == 0),
+            run=run,
+            options=train.Options(
+                steps_per_call=FLAGS.steps_per_call,
+                keep=FLAGS.keep,
+                checkpoint_seconds=FLAGS.checkpoint_seconds,
+                chief=rank == 0,
+            ),
         )
+        hooks = train.Hooks()
+        if rank == 0:
+            hooks = make_hooks(setup, data, profiled)
         try:
-            records = loop.train(job)
-        except loop.PreemptedError:
-            print(f"SIGTERM: saved in {run}. Start the same command again to go on.", flush=True)
-            sys.exit(loop.EXIT_PREEMPTED)
-        finish(job, records, report)
-
-
-def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the flags; a wrong one ends the program with 2 and one line about it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.task", allow_abbrev=False, description=__doc__.splitlines()[0]
-    )
-    add = parser.add_argument
-    add("--strategy", default="auto", choices=strategy.NAMES, help="default: auto")
-    add("--replicas", type=int, help="logical CPU devices, to try a strategy without GPUs")
-    add("--allow_cpu", action="store_true", help=strategy.ALLOW_CPU)
-    path = os.path.expanduser
-    add("--data", type=path, default="data/tfrecords", help="data set (default: data/tfrecords)")
-    add("--run", type=path, help="folder of the run (default: runs/DATA-CONFIG)")
-    add("--config", choices=configs.NAMES, help="default: sample for the drawn sample, or default")
-    add("--set", nargs="+", action="append", default=[], metavar="KEY VALUE", help="any setting")
-    add("--weights", help="imagenet, none, or a Keras weights file of MobileNetV2 without top")
-    add("--epochs", help="passes over the training split")
-    add("--batch_size", help="global: over all replicas")
-    add("--jit", help="XLA: auto (on where there is a GPU), on, off")
-    add("--precision", help="float32, mixed_bfloat16, mixed_float16")
-    add("--steps_per_call", type=int, default=1, help="steps in one call of the graph")
-    add("--cache", choices=("none", "memory"), default="none", help="keep decoded photos")
-    add("--keep", type=int, default=2, help="newest checkpoints to keep")
-    add("--checkpoint_seconds", type=float, default=300.0, help="save at least this often")
-    add(
-        "--report",
-        choices=("test", "validation", "none"),
-        help="split to judge at the end (default: test)",
-    )
-    add("--profile", type=_profile, metavar="START:STOP", help="steps to profile, for TensorBoard")
-    flags = parser.parse_args(argv)
-    for name in ("steps_per_call", "keep"):
-        if getattr(flags, name) < 1:
-            parser.error(f"--{name}={getattr(flags, name)}: it must be at least 1")
-    return flags
-
-
-def make_config(flags: argparse.Namespace, info: manifest.Manifest) -> configs.Config:
-    """Returns the config that flags and data ask for.
-
-    Raises:
-        UserError: a setting is unknown or out of range, or the photos have another size.
-    """
-    config = configs.named(flags.config or ("sample" if info.sample else "default"))
-    settings = configs.parse_settings([word for words in flags.set for word in words])
-    for name in ("weights", "epochs", "batch_size", "jit", "precision"):
-        if getattr(flags, name) is not None:
-            settings[name] = getattr(flags, name)
-    if "weights" in settings:
-        settings["weights"] = os.path.expanduser(settings["weights"])
-    config = configs.apply_settings(config, settings)
-    for side in ("height", "width"):
-        wanted, there = getattr(config, f"image_{side}"), getattr(info.image, side)
-        if wanted not in (None, there):
-            raise UserError(
-                f"image_{side} is {wanted} in the config, and the photos of {flags.data} have"
-                f" {there}. Run `python -m preprocess.run --image_{side}={wanted}` or leave the"
-                " setting out."
-            )
-    return config
+            records = train.train_and_evaluate(setup, hooks)
+        except train.InterruptedRunError as error:
+            step = int(setup.state.step.numpy())
+            print(f"{error.signal.name}: saved at step {step} in {run}. To continue, run again:")
+            print(f"    {shlex.join(sys.orig_argv)}", flush=True)
+            sys.exit(EXIT_PREEMPTED if error.signal == signal.SIGTERM else _EXIT_INTERRUPTED)
+        finish(setup, data, records, report)
 
 
 def check_batch(config: configs.Config, replicas: int) -> None:
@@ -163,63 +174,73 @@ def check_batch(config: configs.Config, replicas: int) -> None:
     Raises:
         UserError: it cannot.
     """
-    parts = replicas * config.optimizer.accumulate
+    parts = replicas * config.optimizer.accumulation_steps
     if config.batch_size % parts:
         nearest = max(parts, round(config.batch_size / parts) * parts)
         raise UserError(
             f"the global batch size {config.batch_size} cannot be shared evenly by {replicas}"
-            f" replicas in {config.optimizer.accumulate} parts each. Try --batch_size={nearest}."
+            f" replicas in {config.optimizer.accumulation_steps} parts each. Try"
+            f" --batch_size={nearest}."
         )
 
 
-def split_to_report(flags: argparse.Namespace, info: manifest.Manifest) -> str | None:
-    """Returns the split to judge at the end, or None.
+def split_to_report(info: manifest.Manifest) -> str | None:
+    """Returns the split to evaluate at the end, or None.
 
     Raises:
-        UserError: the one asked for is not there.
+        UserError: the requested split does not exist.
     """
-    if flags.report in (None, "none"):
+    if FLAGS.report in (None, "none"):
         there = [name for name in ("test", "validation") if name in info.splits]
-        return there[0] if there and flags.report is None else None
-    if flags.report not in info.splits:
+        return there[0] if there and FLAGS.report is None else None
+    if FLAGS.report not in info.splits:
         raise UserError(
-            f"--report={flags.report}: the data set at {flags.data!r} has no such split."
+            f"--report={FLAGS.report}: the data set at {FLAGS.data!r} has no such split."
         )
-    return flags.report
+    return FLAGS.report
 
 
-def check_profile(flags: argparse.Namespace, steps: int) -> None:
-    """Checks that the steps to profile are steps of the run, after the first.
+def parse_profile(text: str | None, steps: int) -> tuple[int, int] | None:
+    """Returns the first step to profile and the one after the last, if any.
+
+    Args:
+        text: `START:STOP`.
+        steps: of the run.
 
     Raises:
-        UserError: they are not, or fewer than are done in one call.
+        FlagError: the text is no such pair.
+        UserError: these are not steps of the run after the first, or fewer than are done in a call.
     """
-    if not flags.profile:
-        return
-    start, stop = flags.profile
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and int(first) < int(last)):
+        raise FlagError(f"--profile={text} is not START:STOP, two steps, the first smaller")
+    start, stop = int(first), int(last)
     if stop > steps:
         raise UserError(
             f"--profile={start}:{stop}: the run has {steps} steps. Give a STOP of {steps} at most."
         )
-    least = max(start, 1) + flags.steps_per_call
+    least = max(start, 1) + FLAGS.steps_per_call
     if stop < least:
         raise UserError(
-            f"--profile={start}:{stop}: {flags.steps_per_call} steps are done in one call, and the"
+            f"--profile={start}:{stop}: {FLAGS.steps_per_call} steps are done in one call, and the"
             f" first call is not profiled. Give a STOP of at least {least}."
         )
+    return start, stop
 
 
 def plan(
     config: configs.Config,
-    data: folder.Data,
+    data: run_dir.DatasetInfo,
     info: manifest.Manifest,
     devices: tf.distribute.Strategy,
     run: str,
 ) -> str:
-    """Returns what will be done, for people."""
+    """Returns a summary of what will be done, for the user."""
     splits = [name for name in manifest.SPLITS if name in info.splits]
     sizes = ", ".join(f"{name} {info.splits[name].num_examples}" for name in splits)
-    jit = "with XLA" if loop.uses_jit(config) else "without XLA"
+    jit = "with XLA" if xla.uses_xla(config) else "without XLA"
     return "\n".join(
         (
             f"data:     {data.path} ({data.name}): {sizes}; {len(data.class_names)} classes,"
@@ -232,61 +253,72 @@ def plan(
     )
 
 
-def make_options(
-    flags: argparse.Namespace, data: folder.Data, info: manifest.Manifest, run: str, *, chief: bool
-) -> loop.Options:
-    """Returns what does not change the outcome."""
-    board = tensorboard.writer(run) if chief else None
-    split = "validation" if "validation" in info.splits else "train"
+def make_hooks(
+    setup: train.Setup, data: run_dir.DatasetInfo, profiled: tuple[int, int] | None
+) -> train.Hooks:
+    """Returns what is called while the chief trains: TensorBoard and the profiler."""
+    tensorboard.write_config(setup.run, setup.config)
+    shown = setup.validation or setup.train
 
-    def on_epoch(job: loop.Job, record: Record, timing: Record) -> None:
-        if board:
-            drawn: dict[str, Image.Image] = {}
-            # Ten times in a run: drawing takes as long as many steps of a small model.
-            if record["epoch"] % max(1, job.config.epochs // 10) == 0:
-                drawn = evaluate.draw(job, data, split, _TENSORBOARD_PICTURES)
-            tensorboard.write_epoch(board, record, timing, list(drawn.values()))
+    def on_epoch(record: EpochMetrics, timing: EpochMetrics) -> None:
+        provenance.add_epoch(setup.run, int(record["epoch"]), timing)
+        drawn: dict[str, Image.Image] = {}
+        # Ten times in a run: drawing takes as long as many steps of a small model.
+        if record["epoch"] % max(1, setup.config.epochs // 10) == 0:
+            drawn = evaluate.draw(
+                setup.network, setup.state, setup.config, shown, data, _TENSORBOARD_PICTURES
+            )
+        tensorboard.write_epoch(setup.run, record, timing, list(drawn.values()))
 
     profiling = False
 
-    def on_steps(before: int, after: int) -> None:
+    def on_steps(_: int, after: int) -> None:
         nonlocal profiling
-        start, stop = flags.profile or (0, 0)
+        start, stop = profiled or (0, 0)
         if not profiling and start <= after < stop:
-            tf.profiler.experimental.start(os.path.join(run, "tensorboard"))
+            tf.profiler.experimental.start(tensorboard.folder(setup.run))
             profiling = True
         elif profiling and stop <= after:
             tf.profiler.experimental.stop()
             profiling = False
 
-    return loop.Options(
-        steps_per_call=flags.steps_per_call,
-        keep=flags.keep,
-        checkpoint_seconds=flags.checkpoint_seconds,
-        chief=chief,
-        on_steps=on_steps if flags.profile and chief else lambda before, after: None,
-        on_epoch=on_epoch,
-    )
+    return train.Hooks(on_steps, on_epoch)
 
 
-def finish(job: loop.Job, records: list[Record], split: str | None) -> None:
-    """Judges the best epoch on a split, if any, draws, and says where everything is."""
-    # The chief may still be writing the checkpoint that all judge.
-    loop.add_up(job.strategy, 0.0)
-    checkpoint.restore(job.state, evaluate.best_checkpoint(job.folder))
-    if job.options.chief:
-        pictures.curves(records, os.path.join(job.folder, "curves.png"))
-    if split:
-        evaluate.report(job, folder.read(job.folder)[1], split)
-    print(f"curves: {os.path.join(job.folder, 'curves.png')}\nrun: {job.folder}{os.sep}")
-
-
-def _profile(text: str) -> tuple[int, int]:
-    start, _, stop = text.partition(":")
-    if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
-        raise argparse.ArgumentTypeError(f"{text} is not START:STOP, two steps, the first smaller")
-    return int(start), int(stop)
+def finish(
+    setup: train.Setup,
+    data: run_dir.DatasetInfo,
+    records: list[EpochMetrics],
+    report: str | None,
+) -> None:
+    """Evaluates the best epoch on a split, if any, draws, and prints where the files are."""
+    # All wait here: the chief may still be writing the checkpoint that all evaluate.
+    strategy.sum_over_workers(setup.strategy, 0.0)
+    checkpoint.restore(setup.state, run_dir.best_checkpoint(setup.run))
+    chief = setup.options.chief
+    if report:
+        split = evaluate.open_split(data, report, setup.config)
+        found, predicted = evaluate.make_evaluate(
+            setup.strategy, setup.network, setup.state, setup.config, split, report
+        )()
+        if chief:
+            evaluate.report(
+                setup.network,
+                setup.state,
+                setup.config,
+                split,
+                data,
+                report,
+                found,
+                predicted,
+                setup.run,
+            )
+            tensorboard.write_result(setup.run, report, found, int(setup.state.step.numpy()))
+    if chief:
+        curves = os.path.join(setup.run, "curves.png")
+        pictures.curves(records, curves)
+        print(f"curves: {curves}\nreport: {run_page.write(setup.run)}\nrun: {setup.run}{os.sep}")
 
 
 if __name__ == "__main__":
-    run_command(main)
+    command.run(main)

@@ -13,7 +13,7 @@ FOLDERS = ("Audi TTS Coupe 2012", "Ram C-V Cargo Van Minivan 2012", "BMW M3, 201
 
 
 def pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Smooth colours with some texture: uint8 [height, width, 3], not two alike."""
+    """Smooth colors with some texture: uint8 [height, width, 3], not two alike."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (5, 5, 3), np.uint8)
     image = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))

@@ -52,8 +52,9 @@ def write(directory: str, splits: dict[str, list[list[example.Record]]], **chang
         changes: replace fields of the manifest.
     """
     described = {}
+    names = changes.get("class_names", CLASS_NAMES)
     for name, shards in splits.items():
-        written, counts = [], [0] * len(CLASS_NAMES)
+        written, counts = [], [0] * len(names)
         for number, content in enumerate(shards):
             file = f"{name}-{number:05d}-of-{len(shards):05d}.tfrecord"
             data = b"".join(example.frame(example.encode(item)) for item in content)

@@ -117,6 +117,74 @@ def test_arguments_that_are_no_flags_are_counted(values):
         parse(values, "", positional="DIR")
 
 
+@pytest.fixture
+def settings(values):
+    """Adds a flag and its settings, each a flag of its own."""
+    flags.DEFINE_string("config", None, "name", flag_values=values)
+    flags.DEFINE_integer("config.batch_size", None, "photos in a step", flag_values=values)
+    flags.DEFINE_float("config.optimizer.learning_rate", None, "rate", flag_values=values)
+    flags.DEFINE_float("config.optimizer.ema", None, "decay", flag_values=values)
+    flags.DEFINE_boolean("config.augment.flip", None, "mirror", flag_values=values)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("argument", "nearest"),
+    [
+        ("--batch-size=3", "--batch_size"),
+        ("--bs=3", "--batch_size"),
+        ("--config.bs=3", "--config.batch_size"),
+        ("--config-batch-size=3", "--config.batch_size"),
+        ("--ema=3", "--config.optimizer.ema"),
+        ("--optimizer_ema=3", "--config.optimizer.ema"),
+        ("--config.ema=3", "--config.optimizer.ema"),
+        ("--config.model.ema=3", "--config.optimizer.ema"),
+        ("--lr=3", "--config.optimizer.learning_rate"),
+        ("-lr=3", "--config.optimizer.learning_rate"),
+        ("--config.lr=3", "--config.optimizer.learning_rate"),
+        ("--optimizer.lr=3", "--config.optimizer.learning_rate"),
+        ("--config.optimizer.lr=3", "--config.optimizer.learning_rate"),
+        ("--learning-rate=3", "--config.optimizer.learning_rate"),
+        ("--learnig_rate=3", "--config.optimizer.learning_rate"),
+        ("--config.optimiser.learning_rate=3", "--config.optimizer.learning_rate"),
+        ("--flip", "--config.augment.flip"),
+        ("--no-flip", "--noconfig.augment.flip"),
+        ("--noaugment.flip", "--noconfig.augment.flip"),
+    ],
+)
+def test_a_setting_is_found_by_its_last_part_and_by_initials(settings, argument, nearest):
+    with pytest.raises(FlagError) as error:
+        parse(settings, argument)
+    assert f"Did you mean {nearest}?" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--set", "unknown flag --set. Write --config.KEY=VALUE; --helpfull shows every KEY."),
+        ("--zzzz", "unknown flag --zzzz. --helpfull shows all flags."),
+        ("--config.batch_size=x", "--config.batch_size=x: it is not an integer"),
+        ("--config.augment.flip=x", "--config.augment.flip=x: it is not true or false"),
+        ("--config.optimizer.ema=nan", "--config.optimizer.ema=nan: it is not a number"),
+    ],
+)
+def test_a_mistake_in_a_setting_is_named(settings, argument, said):
+    with pytest.raises(FlagError) as error:
+        parse(settings, argument)
+    assert said in str(error.value)
+
+
+def test_settings_are_shown_by_full_help_only(settings, capsys):
+    shown = {}
+    for argument in ("--help", "--helpfull"):
+        with pytest.raises(SystemExit):
+            parse(settings, argument)
+        shown[argument] = capsys.readouterr().out
+    assert "--config: name" in shown["--help"]
+    assert "config.augment" not in shown["--help"]
+    assert "--[no]config.augment.flip: mirror" in shown["--helpfull"]
+
+
 def beam():
     return ["--direct_num_workers", "--experiments", "--runner"]
 

@@ -80,7 +80,7 @@ def _set(*path_and_value):
             _set("splits", "holdout", {"num_examples": 0, "shards": [], "class_counts": []}),
             "holdout",
         ),
-        (_set("colour", "red"), "colour"),
+        (_set("color", "red"), "color"),
         (_set("sample", "yes"), "sample is 'yes'"),
         (_set("image", "resize", "crop"), "resize is 'crop'"),
         (lambda values: values.pop("sample"), "sample"),

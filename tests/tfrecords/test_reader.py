@@ -23,7 +23,7 @@ def test_the_stream_yields_decoded_examples_in_stored_order(directory):
     for found, record in zip(examples, expected, strict=True):
         pixels = np.asarray(Image.open(io.BytesIO(record.encoded)), np.int16)
         assert found["image"].shape == (datasets.HEIGHT, datasets.WIDTH, 3)
-        # Two JPEG decoders smooth colours differently; another photo would be far away.
+        # Two JPEG decoders smooth colors differently; another photo would be far away.
         assert np.abs(found["image"] - pixels).mean() < 3
         assert found["label"] == record.label
         assert "encoded" not in found

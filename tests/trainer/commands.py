@@ -1,24 +1,28 @@
 """Runs the trainer's commands as whole processes, and reads what they leave."""
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 
 import numpy as np
-import tensorflow as tf
 
 from trainer import checkpoint
 
 # Small, and the same weights to float tolerance on one device, two replicas and two workers:
 # no dropout, and BatchNorm frozen because its statistics are of one replica's share of a batch.
-_SETTINGS = """
-    --config=default --weights=none --epochs=2 --batch_size=4 --set model.alpha 0.35 model.stride 16
-    model.filters 8 model.dropout 0 model.batch_norm frozen optimizer.ema 0.9
-    optimizer.warmup_epochs 0.5
-"""
-SETTINGS = _SETTINGS.split()
+SETTINGS = [
+    "--config=default",
+    "--weights=none",
+    "--epochs=2",
+    "--batch_size=4",
+    "--config.model.alpha=0.35",
+    "--config.model.stride=16",
+    "--config.model.filters=8",
+    "--config.model.dropout=0",
+    "--config.model.batch_norm=frozen",
+    "--config.optimizer.ema=0.9",
+    "--config.optimizer.warmup_epochs=0.5",
+]
 
 
 def start(module: str, *flags: str, **environment: str) -> subprocess.Popen:
@@ -40,9 +44,5 @@ def run(module: str, *flags: str, **environment: str) -> str:
 
 
 def saved(folder: str, name: str = "last") -> dict[str, np.ndarray]:
-    """Returns the newest checkpoint's values."""
-    with tempfile.TemporaryDirectory() as plain:  # TensorFlow globs the path that it reads
-        shutil.copytree(os.path.join(folder, name), plain, dirs_exist_ok=True)
-        reader = tf.train.load_checkpoint(checkpoint.newest(plain))
-        keys = [key for key in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in key]
-        return {key.split("/")[0]: reader.get_tensor(key) for key in keys}
+    """Returns the newest checkpoint's values by name, such as `params/backbone/Conv1/kernel`."""
+    return checkpoint.read(checkpoint.newest(os.path.join(folder, name)))

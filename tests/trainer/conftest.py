@@ -32,11 +32,11 @@ def data(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def source(data):
+def open_split(data):
     """Opens a split of it."""
 
-    def open_split(split: str, cache: str = "none") -> inputs.Source:
-        records = reader.Records(data, split)
-        return inputs.open_source(records, datasets.HEIGHT, datasets.WIDTH, cache)
+    def open_it(name: str, cache: str = "none") -> inputs.Split:
+        records = reader.Records(data, name)
+        return inputs.open_split(records, datasets.HEIGHT, datasets.WIDTH, cache)
 
-    return open_split
+    return open_it

@@ -108,7 +108,7 @@ def test_area_intersection_and_iou_are_counts_of_cells(corners):
 
 
 def test_values_worked_out_by_hand():
-    # 2 x 2 and 2 x 2, one cell in common, in a hull of 3 x 3; centres (1, 1) apart.
+    # 2 x 2 and 2 x 2, one cell in common, in a hull of 3 x 3; centers (1, 1) apart.
     a, b = (0.0, 0.0, 0.2, 0.2), (0.1, 0.1, 0.3, 0.3)
     assert measure("iou", a, b) == pytest.approx(1 / 7, abs=1e-6)
     assert measure("giou", a, b) == pytest.approx(1 / 7 - 2 / 9, abs=1e-6)

@@ -40,9 +40,10 @@ def outputs(*processes: subprocess.Popen) -> list[str]:
 
 
 JOIN = """
-from trainer import loop, strategy
+from trainer import strategy
 devices = strategy.make("auto")
-print(strategy.worker(devices), strategy.describe(devices), loop.add_up(devices, 1.5))
+total = strategy.sum_over_workers(devices, 1.5)
+print(strategy.worker(devices), strategy.describe(devices), total)
 """
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tfrecords.errors import UserError
-from trainer.config import Config
+from trainer.configs import Config
 from trainer.history import History, read
 
 

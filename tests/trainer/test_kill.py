@@ -18,9 +18,11 @@ DEVICES = {"one": ["--strategy=one"], "mirrored": ["--strategy=mirrored", "--rep
 @pytest.mark.parametrize("strategy", DEVICES)
 def test_a_run_killed_twenty_times_ends_with_the_same_bits(data, tmp_path, strategy):
     # Dropout, BatchNorm in training and all augmentation are on; every step saves.
-    settings = "--config=default --weights=none --epochs=20 --batch_size=4"
-    recipe = ["--set", "model.alpha=0.35", "model.stride=16", "optimizer.ema=0.9"]
-    flags = [f"--data={data}", *DEVICES[strategy], *settings.split(), *recipe]
+    recipe = """
+        --config=default --weights=none --epochs=20 --batch_size=4 --config.model.alpha=0.35
+        --config.model.stride=16 --config.model.dropout=0.2 --config.optimizer.ema=0.9
+    """
+    flags = [f"--data={data}", *DEVICES[strategy], *recipe.split()]
     undisturbed, killed = str(tmp_path / "undisturbed"), str(tmp_path / "killed")
     commands.run("trainer.task", *flags, f"--run={undisturbed}")
     steps: list[int] = []

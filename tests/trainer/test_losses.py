@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from tfrecords.errors import UserError
 from trainer import losses
+from trainer.configs import Loss
 
 TRUE = np.array([[0.1, 0.1, 0.5, 0.5], [0.2, 0.3, 0.6, 0.9]], np.float32)
 PRED = np.array([[0.1, 0.15, 0.9, 0.5], [0.25, 0.3, 0.6, 0.7]], np.float32)
@@ -154,6 +155,30 @@ def test_learned_weights_settle_where_the_formula_says():
     np.testing.assert_allclose(
         tape.gradient(total, log_variances), [0.5 - 0.5 * 0.04, 0.5 - 2], rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("uncertain", [None, [0.3, -0.2]])
+def test_a_recipe_gives_the_weighed_loss_and_its_parts(reduction, uncertain):
+    recipe = Loss(
+        box="l1+giou",
+        box_reduction=reduction,
+        box_weight=2.0,
+        label_weight=0.5,
+        label_smoothing=0.1,
+    )
+    target, logits = tf.one_hot([1, 0], 3), tf.constant([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])
+    learned = None if uncertain is None else tf.constant(uncertain)
+    outputs = {"bbox": PRED, "logits": logits}
+    total, box, label = losses.example_losses(recipe, 16, TRUE, target, outputs, learned)
+    np.testing.assert_allclose(box, losses.box_loss("l1+giou")(TRUE, PRED))
+    np.testing.assert_allclose(label, losses.label_loss(target, logits, 0.1))
+    # Summed over the batch, each box counts as often as the mean divides by.
+    counted = box * 16 if reduction == "sum" else box
+    expected = 2.0 * counted + 0.5 * label
+    if learned is not None:
+        expected = losses.weigh_by_uncertainty(counted, label, learned)
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
 
 
 def test_xla_agrees_with_eager():

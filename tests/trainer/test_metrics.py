@@ -154,6 +154,22 @@ def test_means_name_their_keys_and_refuse_nothing_counted():
         metrics.means(dict.fromkeys(metrics.NAMES, 0.0))
 
 
+def test_an_epoch_is_the_mean_of_its_examples_however_they_come():
+    true, labels, predicted, scores, mask = examples(11, 37, 6)
+    parts = np.random.default_rng(2).uniform(0, 3, (3, 37)).astype(np.float32)  # the losses
+    parts[:, ~mask] = np.nan  # padding may hold anything
+    sums = np.zeros(len(metrics.SUMS))
+    for rows in np.split(np.arange(37), [5, 20]):
+        batch = {"bbox": true[rows], "label": labels[rows], "mask": mask[rows]}
+        outputs = {"bbox": predicted[rows], "logits": scores[rows]}
+        sums += metrics.epoch_sums(tuple(parts[:, rows]), batch, outputs).numpy()
+    found = metrics.epoch_means(sums)
+    assert list(found)[:3] == list(metrics.LOSSES)
+    assert list(found.values())[:3] == pytest.approx(parts[:, mask].mean(axis=1).tolist())
+    whole = metrics.means(metrics.batch_sums(true, labels, predicted, scores, mask))
+    assert {name: found[name] for name in whole} == pytest.approx(whole)
+
+
 def test_xla_and_low_precision_agree_with_eager():
     data = [tf.constant(part) for part in examples(5, 64, 9)]
     eager = add(metrics.batch_sums(*data))

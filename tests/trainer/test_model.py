@@ -5,10 +5,9 @@ import pytest
 
 from tests.tfrecords import datasets
 from tfrecords.errors import UserError
-from trainer import config as configs
-from trainer import model
+from trainer import configs, model
 
-SMALL = {"weights": "none", "model.alpha": "0.35", "model.filters": "8"}
+SMALL = {"weights": "none", "model.alpha": 0.35, "model.filters": 8}
 
 
 @pytest.mark.parametrize("head", ["pooled", "spatial", "soft_argmax"])
@@ -16,8 +15,8 @@ SMALL = {"weights": "none", "model.alpha": "0.35", "model.filters": "8"}
     ("stride", "height", "width"), [(16, 72, 100), (32, 256, 63), (32, 64, 64)]
 )
 def test_every_head_names_and_boxes_photos_of_any_size(head, stride, height, width):
-    settings = SMALL | {"model.head": head, "model.stride": str(stride)}
-    config = configs.apply_settings(configs.named("default"), settings)
+    settings = SMALL | {"model.head": head, "model.stride": stride}
+    config = configs.replace(configs.load("default"), settings)
     built = model.build(config, height, width, datasets.CLASS_NAMES)
     photos = np.random.default_rng(0).integers(0, 256, (2, height, width, 3)).astype("float32")
     found = built(photos)
@@ -28,8 +27,8 @@ def test_every_head_names_and_boxes_photos_of_any_size(head, stride, height, wid
 
 @pytest.mark.parametrize("head", ["spatial", "soft_argmax"])
 def test_the_box_can_be_read_from_finer_features_than_the_name(head):
-    settings = SMALL | {"model.head": head, "model.stride": "32", "model.box_stride": "16"}
-    config = configs.apply_settings(configs.named("default"), settings)
+    settings = SMALL | {"model.head": head, "model.stride": 32, "model.box_stride": 16}
+    config = configs.replace(configs.load("default"), settings)
     built = model.build(config, 64, 96, datasets.CLASS_NAMES)
     assert built.get_layer("head_conv").input.shape[1:3] == (4, 6)
     assert built.get_layer("pool").input.shape[1:3] == (2, 3)
@@ -37,7 +36,7 @@ def test_the_box_can_be_read_from_finer_features_than_the_name(head):
 
 def test_the_baseline_normalizes_as_keras_does_and_the_default_faster():
     def momenta(name):
-        config = configs.apply_settings(configs.named(name), SMALL)
+        config = configs.replace(configs.load(name), SMALL)
         built = model.build(config, 64, 64, datasets.CLASS_NAMES)
         normalizing = [layer for layer in built.get_layer("backbone").layers if "BN" in layer.name]
         return {layer.momentum for layer in normalizing}, built.get_layer("head_bn").momentum
@@ -47,27 +46,16 @@ def test_the_baseline_normalizes_as_keras_does_and_the_default_faster():
 
 
 def test_edges_need_two_cells_to_run_between():
-    settings = SMALL | {"model.head": "soft_argmax", "model.box_stride": "32"}
-    config = configs.apply_settings(configs.named("default"), settings)
+    settings = SMALL | {"model.head": "soft_argmax", "model.box_stride": 32}
+    config = configs.replace(configs.load("default"), settings)
     with pytest.raises(UserError, match="leaves 1x3 of these photos"):
         model.build(config, 32, 96, datasets.CLASS_NAMES)
 
 
 @pytest.mark.parametrize(
-    ("downscale", "remedy"), [("1", "--image_width."), ("2", ", or set a smaller downscale.")]
+    ("downscale", "remedy"), [(1, "--image_width."), (2, ", or set a smaller --config.downscale.")]
 )
 def test_photos_too_small_for_the_backbone_are_named_with_the_remedy(downscale, remedy):
-    config = configs.apply_settings(configs.named("default"), SMALL | {"downscale": downscale})
+    config = configs.replace(configs.load("default"), SMALL | {"downscale": downscale})
     with pytest.raises(UserError, match=rf"32x32 pixels, and these are 48x31 .*larger.*{remedy}$"):
         model.build(config, 48, 31, datasets.CLASS_NAMES)
-
-
-def test_each_edge_runs_where_its_scores_say():
-    maps = np.zeros((1, 3, 5, 4), np.float32)
-    for edge, (row, column) in enumerate([(2, 1), (0, 3), (2, 3), (1, 0)]):
-        maps[0, row, column, edge] = 1000
-    np.testing.assert_allclose(model.soft_argmax(maps), [[0.25, 0.0, 0.75, 0.5]], atol=1e-6)
-
-
-def test_without_scores_every_edge_runs_through_the_middle():
-    np.testing.assert_allclose(model.soft_argmax(np.zeros((1, 3, 5, 4), np.float32)), [[0.5] * 4])

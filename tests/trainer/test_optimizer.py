@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.config import Optimizer
-from trainer.optimizer import adamw, learning_rate
+from trainer.configs import Optimizer
+from trainer.optimizer import adamw, ema_decay, learning_rate
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -14,24 +14,38 @@ def test_adamw_takes_the_same_steps_as_keras(decay):
     gradients = random.normal(size=(20, 7)).astype("float32")
     theirs = tf.Variable(start)
     keras_optimizer = keras.optimizers.AdamW(0.01, weight_decay=decay)
-    ours, first, second = tf.constant(start), tf.zeros(7), tf.zeros(7)
+    ours, m, v = tf.constant(start), tf.zeros(7), tf.zeros(7)
     for count, gradient in enumerate(gradients):
         keras_optimizer.apply_gradients([(tf.constant(gradient), theirs)])
-        ours, first, second = adamw(
+        ours, m, v = adamw(
             ours,
             tf.constant(gradient),
-            first,
-            second,
-            tf.constant(count, tf.int64),
-            tf.constant(0.01),
-            decay,
+            m,
+            v,
+            step=tf.constant(count, tf.int64),
+            learning_rate=tf.constant(0.01),
+            decay=decay,
         )
     np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-6)
 
 
-def rates(config: Optimizer, steps: int, factor: float = 1.0) -> list[float]:
+def test_the_moving_average_is_that_of_tensorflow():
+    values = np.random.default_rng(0).normal(size=30).astype("float32")
+    step, value, average = tf.Variable(0, dtype=tf.int64), tf.Variable(0.0), 0.0
+    theirs = tf.train.ExponentialMovingAverage(0.7, num_updates=step)
+    theirs.apply([value])
+    for count, new in enumerate(values):
+        step.assign(count)
+        value.assign(new)
+        theirs.apply([value])
+        average += (1 - float(ema_decay(0.7, step))) * (new - average)
+        assert theirs.average(value).numpy() == pytest.approx(average, rel=1e-4, abs=1e-5)
+    assert float(ema_decay(0.7, step)) == pytest.approx(0.7)
+
+
+def rates(config: Optimizer, steps: int, lr_scale: float = 1.0) -> list[float]:
     return [
-        float(learning_rate(config, tf.constant(step, tf.int64), 10, steps, tf.constant(factor)))
+        float(learning_rate(config, tf.constant(step, tf.int64), 10, steps, tf.constant(lr_scale)))
         for step in range(steps)
     ]
 
@@ -58,4 +72,4 @@ def test_cosine_falls_from_the_peak_to_almost_nothing():
 
 def test_plateau_multiplies_the_rate():
     config = Optimizer(learning_rate=0.5, schedule="plateau", warmup_epochs=0)
-    np.testing.assert_allclose(rates(config, 3, factor=0.1), 0.05, rtol=1e-6)
+    np.testing.assert_allclose(rates(config, 3, lr_scale=0.1), 0.05, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Pictures, judged by their pixels: photos are grey, so every blue, red and white one is ours."""
+"""Pictures, judged by their pixels: photos are gray, so every blue, red and white one is ours."""
 
 import math
 
@@ -23,17 +23,17 @@ NAMES = [
 ]
 
 
-def grey(width, height):
+def gray(width, height):
     return np.full([height, width, 3], 90, np.uint8)
 
 
-def count(picture, colour):
-    return int((np.asarray(picture) == colour).all(-1).sum())
+def count(picture, color):
+    return int((np.asarray(picture) == color).all(-1).sum())
 
 
-def extent(picture, colour):
-    """Left, top, right and bottom of the pixels of a colour, right and bottom exclusive."""
-    rows, columns = np.nonzero((np.asarray(picture) == colour).all(-1))
+def extent(picture, color):
+    """Left, top, right and bottom of the pixels of a color, right and bottom exclusive."""
+    rows, columns = np.nonzero((np.asarray(picture) == color).all(-1))
     return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
 
@@ -41,7 +41,7 @@ def extent(picture, colour):
     "size", [(128, 96), (640, 480), (480, 640), (4000, 3000), (73, 39), (900, 30)]
 )
 def test_lines_are_where_the_boxes_are_at_every_size(size):
-    photo = grey(*size)
+    photo = gray(*size)
     picture = pictures.draw_boxes(
         photo, ((0.2, 0.4, 0.6, 0.8), "A"), ((0.3, 0.3, 0.9, 0.7), "B", 1)
     )
@@ -49,18 +49,18 @@ def test_lines_are_where_the_boxes_are_at_every_size(size):
     scale = picture.width / size[0]
     height = size[1] * scale  # of the photo, without the margin of a strip
     sides = [picture.width, height] * 2
-    for box, colour in (((0.2, 0.4, 0.6, 0.8), BLUE), ((0.3, 0.3, 0.9, 0.7), RED)):
+    for box, color in (((0.2, 0.4, 0.6, 0.8), BLUE), ((0.3, 0.3, 0.9, 0.7), RED)):
         xmin, ymin, xmax, ymax = (round(s * side) for s, side in zip(box, sides, strict=True))
         on_lines = [(xmin + 1, (2 * ymin + ymax) // 3), (xmax - 2, (2 * ymin + ymax) // 3)]
         on_lines += [((xmin + 2 * xmax) // 3, ymin + 1), ((xmin + 2 * xmax) // 3, ymax - 2)]
         seen = [picture.getpixel(point) for point in on_lines]
-        # Where a label of the other box stands on a line, or the lines cross, another colour shows.
-        assert seen.count(colour) >= 2, seen
-        assert picture.getpixel((xmin - 2, (ymin + ymax) // 2)) != colour
+        # Where a label of the other box stands on a line, or the lines cross, another color shows.
+        assert seen.count(color) >= 2, seen
+        assert picture.getpixel((xmin - 2, (ymin + ymax) // 2)) != color
 
 
 def test_boxes_drawn_alone_are_outlined_to_the_pixel():
-    picture = pictures.draw_boxes(grey(640, 480), ((0.25, 0.5, 0.75, 1), ""), None)
+    picture = pictures.draw_boxes(gray(640, 480), ((0.25, 0.5, 0.75, 1), ""), None)
     assert extent(picture, BLUE)[0] == 160
     assert extent(picture, BLUE)[2:] == (480, 480)
     assert picture.getpixel((159, 400)) == (90, 90, 90)
@@ -68,9 +68,9 @@ def test_boxes_drawn_alone_are_outlined_to_the_pixel():
     assert count(picture, RED) == 0
 
 
-def test_coinciding_boxes_show_both_colours():
+def test_coinciding_boxes_show_both_colors():
     box = (0.25, 0.25, 0.75, 0.75)
-    picture = pictures.draw_boxes(grey(640, 480), (box, "A"), (box, "A", 0.9))
+    picture = pictures.draw_boxes(gray(640, 480), (box, "A"), (box, "A", 0.9))
     across = [picture.getpixel((x, 240)) for x in range(158, 168)]
     assert across.index(RED) == 2
     assert BLUE in across
@@ -88,7 +88,7 @@ any_box = st.tuples(*[coordinates] * 4)
     predicted=st.tuples(any_box, st.sampled_from(NAMES), st.floats(0, 1)),
 )
 def test_names_are_whole_inside_the_picture_and_never_on_one_another(size, true, predicted):
-    photo = grey(*size)
+    photo = gray(*size)
     # With a small box in the middle, and nothing else to draw, a label is certainly whole.
     whole_true = count(pictures.draw_boxes(photo, (CENTRE, true[1]), None), WHITE)
     whole_predicted = count(pictures.draw_boxes(photo, None, (CENTRE, *predicted[1:])), WHITE)
@@ -100,7 +100,7 @@ def test_names_are_whole_inside_the_picture_and_never_on_one_another(size, true,
 
 @pytest.mark.parametrize("size", [(73, 39), (640, 480), (1500, 3000), (4000, 3000)])
 def test_letters_are_legible_at_every_size(size):
-    picture = pictures.draw_boxes(grey(*size), ((0.2, 0.2, 0.8, 0.8), "Hg"), None)
+    picture = pictures.draw_boxes(gray(*size), ((0.2, 0.2, 0.8, 0.8), "Hg"), None)
     _, top, _, bottom = extent(picture, WHITE)
     assert bottom - top >= 12
     assert 0.02 * min(picture.size) < bottom - top < 0.08 * min(picture.size)
@@ -122,7 +122,7 @@ def test_a_long_name_is_cut_but_its_probability_is_not(name):
 
 def test_names_beyond_ascii_have_letters():
     drawn = [
-        np.asarray(pictures.draw_boxes(grey(320, 320), (CENTRE, name), None))
+        np.asarray(pictures.draw_boxes(gray(320, 320), (CENTRE, name), None))
         for name in ("Citroën", "Citroén", "Škoda", "Škodä", "Лада", "Лава")
     ]
     assert all((a != b).any() for a, b in zip(drawn[::2], drawn[1::2], strict=True))
@@ -130,7 +130,7 @@ def test_names_beyond_ascii_have_letters():
 
 def test_a_box_that_is_not_finite_leaves_its_name():
     nowhere = [math.nan] * 4
-    picture = pictures.draw_boxes(grey(640, 480), (CENTRE, "A"), (nowhere, "B", math.nan))
+    picture = pictures.draw_boxes(gray(640, 480), (CENTRE, "A"), (nowhere, "B", math.nan))
     assert count(picture, WHITE) > 200
     left, top, right, bottom = extent(picture, RED)
     assert bottom - top < 60  # a label and no box
@@ -138,8 +138,8 @@ def test_a_box_that_is_not_finite_leaves_its_name():
 
 
 def test_a_box_inside_out_is_drawn_around_its_corners():
-    turned = pictures.draw_boxes(grey(640, 480), ((0.8, 0.9, 0.3, 0.4), "A"), None)
-    straight = pictures.draw_boxes(grey(640, 480), ((0.3, 0.4, 0.8, 0.9), "A"), None)
+    turned = pictures.draw_boxes(gray(640, 480), ((0.8, 0.9, 0.3, 0.4), "A"), None)
+    straight = pictures.draw_boxes(gray(640, 480), ((0.3, 0.4, 0.8, 0.9), "A"), None)
     assert turned.tobytes() == straight.tobytes()
 
 
@@ -157,16 +157,16 @@ def test_photos_come_as_arrays_or_pictures_and_stay_as_they_are():
 
 
 def test_gallery_lays_pictures_out_row_by_row():
-    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0), (0, 200, 200)]
+    colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0), (0, 200, 200)]
     sizes = [(480, 360), (100, 300), (4000, 1000), (50, 50), (640, 480)]
     sheet = pictures.gallery(
-        [Image.new("RGB", size, c) for size, c in zip(sizes, colours, strict=True)], 3
+        [Image.new("RGB", size, c) for size, c in zip(sizes, colors, strict=True)], 3
     )
     assert sheet.size == (3 * 490 + 10, 2 * 370 + 10)
-    for i, colour in enumerate(colours):
-        centre = (10 + 490 * (i % 3) + 240, 10 + 370 * (i // 3) + 180)
-        assert sheet.getpixel(centre) == colour
-        left, top, right, bottom = extent(sheet, colour)
+    for i, color in enumerate(colors):
+        center = (10 + 490 * (i % 3) + 240, 10 + 370 * (i // 3) + 180)
+        assert sheet.getpixel(center) == color
+        left, top, right, bottom = extent(sheet, color)
         assert (right - left) / (bottom - top) == pytest.approx(sizes[i][0] / sizes[i][1], rel=0.02)
         assert right - left == 480 or bottom - top == 360
     assert pictures.gallery([Image.new("RGB", (8, 8))], 4).width == 500

@@ -1,0 +1,6 @@
+"""`python -m carbox` is the command `carbox`."""
+
+from carbox.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -14,8 +14,10 @@ run: .venv/installed
 	@echo "  $(BIN)/python -m trainer.predict --model=runs/drawn-sample --output=drawn PHOTO ..."
 	@echo "  $(BIN)/python -m trainer.serve --model=runs/drawn-sample"
 
+# The two longest files first: a file is one worker's.
 test: .venv/installed
-	$(BIN)/python -m pytest -q --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest -q --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
+		tests/trainer/test_train.py tests/trainer/test_task.py tests
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

@@ -143,7 +143,7 @@ def make_evaluate(
         sums, each = devices.run(
             lambda batch: on_replica({k: v[0] for k, v in batch.items()}), (group,)
         )
-        gathered = {name: devices.gather(value, axis=0) for name, value in each.items()}
+        gathered = {name: strategy.gather(devices, value) for name, value in each.items()}
         return devices.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None), gathered
 
     def evaluate() -> tuple[dict[str, float], Predictions]:

@@ -128,6 +128,17 @@ def sum_over_workers(strategy: tf.distribute.Strategy, value: float) -> float:
     return float(_sum_over_workers(strategy, tf.constant(value)))
 
 
+def gather(strategy: tf.distribute.Strategy, value: tf.Tensor) -> tf.Tensor:
+    """Returns the rows of all replicas, in their order; to be called inside a `tf.function`.
+
+    On one machine there is nothing to send. TensorFlow's own `gather` would send all the same, and
+    its messages would be taken for those of another strategy, if the process has made one before.
+    """
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return strategy.gather(value, axis=0)
+    return tf.concat(strategy.experimental_local_results(value), 0)
+
+
 @tf.function
 def _sum_over_workers(strategy: tf.distribute.Strategy, value: tf.Tensor) -> tf.Tensor:
     return strategy.reduce(

@@ -5,6 +5,7 @@ history of finished epochs, which is a file; the input follows from the step. So
 killed anywhere and started again ends like an undisturbed one.
 """
 
+import contextlib
 import os
 import signal
 import threading
@@ -132,6 +133,7 @@ def train_and_evaluate(setup: Setup, hooks: Hooks = Hooks()) -> list[EpochMetric
             epochs_done = step // per_epoch
             if len(history) < epochs_done:
                 _finish_epoch(setup, hooks, history, validate, timing)
+                stop.check(lambda: None)  # all is saved
             if epochs_done == config.epochs or history.stagnates(config):
                 return history.records
             step, timing = _train_epoch(setup, hooks, step, batches, run_steps, stop)
@@ -152,28 +154,27 @@ def make_run_steps(setup: Setup) -> Callable[[inputs.Example, int, int], None]:
             lambda group, i: step({name: value[i] for name, value in group.items()})
         )
 
-    step, frozen_step = replica_step(frozen=False), replica_step(frozen=True)
+    steps = {frozen: replica_step(frozen=frozen) for frozen in (False, True)}
     frozen_steps = int(setup.config.optimizer.freeze_epochs * setup.steps_per_epoch)
 
     @tf.function(reduce_retracing=True)
-    def graph(group: inputs.Example, first: tf.Tensor, count: tf.Tensor) -> None:
-        for i in tf.range(count):
-            if frozen_steps > 0 and first + i < frozen_steps:
-                setup.strategy.run(frozen_step, (group, i))
-            else:
-                setup.strategy.run(step, (group, i))
+    def graph(group: inputs.Example, begin: tf.Tensor, end: tf.Tensor, frozen: bool) -> None:
+        for i in tf.range(begin, end):
+            setup.strategy.run(steps[frozen], (group, i))
 
-    compiled = False
+    compiled: set[bool] = set()
 
     def run_steps(group: inputs.Example, first: int, count: int) -> None:
-        nonlocal compiled
-        arguments = group, tf.constant(first), tf.constant(count)
-        if compiled:
-            graph(*arguments)
-            return
-        with waiting("compiling the training step, about half a minute"):
-            graph(*arguments)
-        compiled = True
+        held = min(max(frozen_steps - first, 0), count)
+        for frozen, begin, end in ((True, 0, held), (False, held, count)):
+            if begin == end:
+                continue
+            news: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+            if frozen not in compiled:
+                news = waiting("compiling the training step, about half a minute")
+            with news:
+                graph(group, tf.constant(begin), tf.constant(end), frozen)
+            compiled.add(frozen)
 
     return run_steps
 

@@ -40,3 +40,14 @@ def open_split(data):
         return inputs.open_split(records, datasets.HEIGHT, datasets.WIDTH, cache)
 
     return open_it
+
+
+@pytest.fixture(scope="session")
+def one_device() -> tf.distribute.Strategy:
+    return tf.distribute.OneDeviceStrategy("/cpu:0")
+
+
+@pytest.fixture(scope="session")
+def two_replicas() -> tf.distribute.Strategy:
+    """One for all tests: TensorFlow takes messages of two such strategies for the same ones."""
+    return tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])

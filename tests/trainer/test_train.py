@@ -33,16 +33,8 @@ def deterministic():
     tf.config.experimental.enable_op_determinism()
 
 
-def one_device() -> tf.distribute.Strategy:
-    return tf.distribute.OneDeviceStrategy("/cpu:0")
-
-
-def two_replicas() -> tf.distribute.Strategy:
-    return tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
-
-
 def make_setup(open_split, run, config=CONFIG, strategy=None, **options) -> train.Setup:
-    strategy = strategy or one_device()
+    strategy = strategy or tf.distribute.OneDeviceStrategy("/cpu:0")
     network = model.build(config, datasets.HEIGHT, datasets.WIDTH, datasets.CLASS_NAMES)
     return train.Setup(
         strategy=strategy,
@@ -130,17 +122,20 @@ PINNED = Config(
 )
 PINNED_LOSSES = ("box_loss", "label_loss", "val_box_loss", "val_label_loss")
 GOLDEN = {  # of each epoch
-    one_device: [(2.7374, 1.0595, 3.5203, 1.1060), (1.8459, 1.0966, 3.1366, 1.1365)],
-    two_replicas: [(2.6266, 1.0725, 3.5250, 1.1099), (1.7188, 1.0697, 3.2142, 1.1413)],
+    "one_device": [(2.7374, 1.0595, 3.5203, 1.1060), (1.8459, 1.0966, 3.1366, 1.1365)],
+    "two_replicas": [(2.6266, 1.0725, 3.5250, 1.1099), (1.7188, 1.0697, 3.2142, 1.1413)],
 }
 
 
 @pytest.mark.timeout(900)  # four or more graphs of the network
-@pytest.mark.parametrize("make_strategy", GOLDEN)
-def test_the_losses_are_those_that_they_always_were(open_split, tmp_path, make_strategy):
-    setup = make_setup(open_split, tmp_path, PINNED, make_strategy(), steps_per_call=3)
+@pytest.mark.parametrize(
+    "devices", ["one_device", pytest.param("two_replicas", marks=pytest.mark.slow)]
+)
+def test_the_losses_are_those_that_they_always_were(open_split, tmp_path, devices, request):
+    strategy = request.getfixturevalue(devices)
+    setup = make_setup(open_split, tmp_path, PINNED, strategy, steps_per_call=3)
     records = train.train_and_evaluate(setup)
-    for record, golden in zip(records, GOLDEN[make_strategy], strict=True):
+    for record, golden in zip(records, GOLDEN[devices], strict=True):
         assert [record[name] for name in PINNED_LOSSES] == pytest.approx(golden, rel=1e-3)
 
 
@@ -199,6 +194,7 @@ def test_a_run_stopped_at_once_ends_with_the_same_bits_although_its_newest_check
     assert history.read(setup.run) == history.read(undisturbed.run)
 
 
+@pytest.mark.slow  # the command is tested for both
 def test_a_finished_run_goes_on_when_it_is_told_more_epochs_and_ctrl_c_saves_it(
     undisturbed, open_split, tmp_path, capfd
 ):
@@ -228,9 +224,8 @@ def frozen(open_split, tmp_path_factory) -> train.Setup:
     return setup
 
 
-def test_two_replicas_reach_the_weights_of_one_device(frozen, open_split, tmp_path):
-    strategy = two_replicas()
-    setup = make_setup(open_split, tmp_path, FROZEN, strategy)
+def test_two_replicas_reach_the_weights_of_one_device(frozen, open_split, tmp_path, two_replicas):
+    setup = make_setup(open_split, tmp_path, FROZEN, two_replicas)
     train.train_and_evaluate(setup)
     found, expected = values(setup), values(frozen)
     for name in ("params/", "ema_params/", "m/"):
@@ -242,7 +237,7 @@ def test_two_replicas_reach_the_weights_of_one_device(frozen, open_split, tmp_pa
     for name in ("loss", "mean_iou", "val_loss", "val_mean_iou"):
         assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
     for variable in setup.state.params.values():
-        replicas = [one.numpy() for one in strategy.experimental_local_results(variable)]
+        replicas = [one.numpy() for one in two_replicas.experimental_local_results(variable)]
         np.testing.assert_array_equal(*replicas)
 
 
@@ -264,7 +259,10 @@ def test_xla_reaches_the_same_weights(frozen, open_split, tmp_path):
     assert_same_params(setup, frozen, atol=5e-5)
 
 
-@pytest.mark.parametrize("held", [{"freeze_epochs": 1.0}, {"backbone_lr_scale": 0.0}])
+@pytest.mark.parametrize(
+    "held",
+    [{"freeze_epochs": 1.0}, pytest.param({"backbone_lr_scale": 0.0}, marks=pytest.mark.slow)],
+)
 def test_a_frozen_backbone_stays_while_the_heads_learn(open_split, tmp_path, held):
     config = dataclasses.replace(
         changed(CONFIG, epochs=1), optimizer=dataclasses.replace(CONFIG.optimizer, **held)
@@ -325,6 +323,7 @@ def test_half_precision_finds_its_loss_scale_while_the_tasks_find_their_weights(
     assert any((value != start[name]).any() for name, value in params.items())
 
 
+@pytest.mark.slow
 def test_xla_can_mix_photos(open_split, tmp_path):
     config = dataclasses.replace(CONFIG, epochs=1, jit="on", augment=Augment(mixup=0.2))
     records = train.train_and_evaluate(make_setup(open_split, tmp_path, config))

@@ -62,6 +62,7 @@ class Progress:
         done: int = 0,
         interval: float = 10.0,
         file: TextIO | None = None,
+        brief: bool = False,
     ):
         """Starts the clock.
 
@@ -72,6 +73,7 @@ class Progress:
             done: units already done before, which do not count for the rate.
             interval: seconds between lines where there is no terminal.
             file: where to show it; standard output by default.
+            brief: where there is no terminal, say nothing if all is done within `interval`.
         """
         self._title, self._total, self._unit = title, total, unit
         self._done = self._before = done
@@ -82,6 +84,7 @@ class Progress:
         self._start = self._shown = time.monotonic()
         self._note: Callable[[], str] = str
         self._last = -1
+        self._needs_end = self._terminal or not brief
 
     def __enter__(self) -> "Progress":
         return self
@@ -92,7 +95,7 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None and self._last != self._done:
+        if kind is None and self._needs_end and self._last != self._done:
             self._show()
         if self._terminal:
             print(file=self._file, flush=True)
@@ -114,6 +117,7 @@ class Progress:
         now = time.monotonic()
         if now - self._shown >= self._interval:
             self._shown = now
+            self._needs_end = True
             self._show()
 
     def _show(self) -> None:

@@ -149,7 +149,8 @@ def make_evaluate(
     def evaluate() -> tuple[dict[str, float], Predictions]:
         sums = np.zeros(len(metrics.SUMS))
         predicted = predictions.empty(split.size, top)
-        with inputs.reading(), Progress(f"evaluating {name}", split.size, "images") as progress:
+        shown = Progress(f"evaluating {name}", split.size, "images", brief=True)
+        with inputs.reading(), shown as progress:
             for group in batches:
                 found, each = on_batch(group)
                 sums += found.numpy()

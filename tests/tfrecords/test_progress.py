@@ -21,6 +21,16 @@ def test_a_note_is_asked_for_only_when_it_is_shown(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_short_job_may_stay_silent_in_a_log(capsys):
+    with Progress("evaluating", total=4, unit="images", interval=60, brief=True) as progress:
+        progress.update(4)
+    assert capsys.readouterr().out == ""
+    with Progress("evaluating", total=4, unit="images", interval=0.0, brief=True) as progress:
+        progress.update(2)
+        progress.update(2)
+    assert "4/4 images" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_units_done_before_do_not_count_for_the_rate():
     progress = Progress("job", total=1000, unit="photos", done=999, interval=60)
     assert progress.rate == 0

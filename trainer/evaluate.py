@@ -118,10 +118,7 @@ def make_evaluate(
     top = min(predictions.TOP, network.output["logits"].shape[-1])
 
     def on_replica(batch: inputs.Example) -> tuple[tf.Tensor, inputs.Example]:
-        params, batch_stats = (
-            {path: tf.convert_to_tensor(variable) for path, variable in variables.items()}
-            for variables in (state.eval_params, state.eval_batch_stats)
-        )
+        params, batch_stats = state.eval_values()
         outputs = predict(params, batch_stats, batch["image"])
         target = tf.one_hot(batch["label"], outputs["logits"].shape[-1])
         found = losses.example_losses(
@@ -240,7 +237,7 @@ def report(
     passes: list[inference.Outputs] = []
     write_pictures(draw(network, state, config, split, data, _PICTURES, passes), where)
     if config.inference.zoom_passes:
-        positions = _spread(split.size, _PICTURES)
+        positions = inputs.spread(split.size, _PICTURES)
         described = describe_passes(passes, positions, split, data)
         run_dir.write_json(run, f"zoom-{name}.json", described)
     print(f"{name} split of {data.path}: {summary(found, config)}")
@@ -284,13 +281,9 @@ def draw(
     Returns:
         The pictures, by a file name for each, without its ending.
     """
-    chosen = _spread(split.size, count)
-    params, batch_stats = (
-        {path: tf.convert_to_tensor(variable) for path, variable in variables.items()}
-        for variables in (state.eval_params, state.eval_batch_stats)
-    )
+    chosen = inputs.spread(split.size, count)
     predict = inference.make_predict(network, config)
-    outputs = predict(params, batch_stats, split.fetch(tf.constant(chosen))["image"], passes)
+    outputs = predict(*state.eval_values(), split.fetch(tf.constant(chosen))["image"], passes)
     probabilities = tf.nn.softmax(outputs["logits"]).numpy()
     drawn = {}
     for number, serialized in enumerate(split.records.read(chosen)):
@@ -355,11 +348,6 @@ def write_pictures(drawn: dict[str, Image.Image], where: str) -> None:
         picture.convert("RGB").save(os.path.join(where, name + ".jpg"), quality=90)
     sheet = pictures.gallery(list(drawn.values()), columns=4)
     sheet.save(os.path.join(where, "sheet.jpg"), quality=85)
-
-
-def _spread(size: int, count: int) -> np.ndarray:
-    """Returns the positions of so many photos, at most, spread over a split."""
-    return np.unique(np.linspace(0, size - 1, count).astype(int))
 
 
 def _as_seen(fields: dict[str, tf.Tensor], *, stretched: bool) -> Image.Image:

@@ -96,8 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     command.parse(FLAGS, argv, usage=__doc__)
     for name in ("run", "output"):
-        if FLAGS[name].value is None:
-            raise FlagError(f"--{name} is missing. --help shows how to call the command.")
+        command.required(FLAGS, name)
     formats = _choose_formats(FLAGS.formats)
     _check_output(FLAGS.output, overwrite=FLAGS.overwrite)
     with contextlib.suppress(RuntimeError):  # TensorFlow has begun to use it
@@ -243,7 +242,7 @@ def _examples(trained: run_dir.Trained, photos: str | None) -> verify.Examples:
     splits = manifest.read(data.path).splits
     name = "test" if "test" in splits else "validation"
     split = evaluate.open_split(data, name, trained.config)
-    places = _spread(split.size, verify.RECORDS)
+    places = inputs.spread(split.size, verify.RECORDS)
     with inputs.reading():
         records = split.fetch(tf.constant(places))
     if photos:
@@ -259,14 +258,9 @@ def _examples(trained: run_dir.Trained, photos: str | None) -> verify.Examples:
 
 def _calibration_images(trained: run_dir.Trained) -> np.ndarray:
     split = evaluate.open_split(trained.data, "train", trained.config)
-    places = tf.constant(_spread(split.size, _CALIBRATION))
+    places = tf.constant(inputs.spread(split.size, _CALIBRATION))
     with inputs.reading():
         return split.fetch(places)["image"].numpy()
-
-
-def _spread(length: int, most: int) -> np.ndarray:
-    """Returns places spread evenly over so many: int64."""
-    return np.unique(np.linspace(0, length - 1, min(most, length)).astype(np.int64))
 
 
 def _choose_formats(wanted: Sequence[str] | None) -> list[str]:

@@ -128,6 +128,11 @@ def shuffled_indices(config: Config, size: int, positions: tf.Tensor) -> tf.Tens
     )
 
 
+def spread(size: int, count: int) -> np.ndarray:
+    """Returns the indices of `count` examples, or of all, spread evenly over a split: int64."""
+    return np.unique(np.linspace(0, size - 1, min(count, size)).astype(np.int64))
+
+
 def paths(split: Split, indices: np.ndarray) -> list[str]:
     """Returns where photos of a split came from, as paths in its data set."""
     found = example.parse(tf.constant(split.records.read(indices)))["filename"]

@@ -212,13 +212,8 @@ def load_trained(run: str) -> Trained:
     height, width = (-(-side // config.downscale) for side in (data.height, data.width))
     network = model.build(config, height, width, data.class_names, fresh=False)
     values = checkpoint.read(path)
-    averaged = "ema_" if config.optimizer.ema > 0 else ""
     try:
-        train_state.load_into(
-            network,
-            train_state.below(values, f"{averaged}params"),
-            train_state.below(values, f"{averaged}batch_stats"),
-        )
+        train_state.load_into(network, train_state.eval_values_of(values))
     except (KeyError, ValueError) as error:
         raise UserError(
             f"the checkpoint {path} is of another model ({error}). Use the version that made it."

@@ -2,7 +2,7 @@
 
 Parameters, batch statistics, moments and averages are dictionaries of variables, each under its own
 path in the network, such as `backbone/Conv1/kernel`. So anyone can read a checkpoint, and a network
-whose layers were reordered is refused instead of being restored wrongly.
+whose layers were reordered gets its values by name and not by place.
 """
 
 import math
@@ -72,6 +72,10 @@ class TrainState:
         """The batch statistics to evaluate: the averaged ones where they exist."""
         return self.ema_batch_stats or self.batch_stats
 
+    def eval_values(self) -> tuple[Tensors, Tensors]:
+        """Returns the values of `eval_params` and `eval_batch_stats`; on a replica, its own."""
+        return _values(self.eval_params), _values(self.eval_batch_stats)
+
     def variables(self) -> Variables:
         """Returns all variables by their names in a checkpoint: `params/backbone/Conv1/kernel`."""
         found: Variables = {}
@@ -85,9 +89,7 @@ class TrainState:
     def values(self) -> dict[str, Any]:
         """Returns the value of each variable, in the same dictionaries; on a replica, its own."""
         return {
-            name: {path: tf.convert_to_tensor(one) for path, one in value.items()}
-            if isinstance(value, dict)
-            else tf.convert_to_tensor(value)
+            name: _values(value) if isinstance(value, dict) else tf.convert_to_tensor(value)
             for name, value in vars(self).items()
         }
 
@@ -192,19 +194,22 @@ def named_variables(model: keras.Model) -> dict[str, keras.Variable]:
     return _trainable(model) | _moving(model)
 
 
-def load_into(model: keras.Model, params: dict[str, Any], batch_stats: dict[str, Any]) -> None:
-    """Gives a model's own variables the values of these paths."""
-    for variables, values in ((_trainable(model), params), (_moving(model), batch_stats)):
-        for path, variable in variables.items():
-            variable.assign(values[path])
+def load_into(model: keras.Model, values: Mapping[str, Any]) -> None:
+    """Gives a model's own variables the values of their paths."""
+    for path, variable in named_variables(model).items():
+        variable.assign(values[path])
 
 
-def below(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Returns what lies below a name in the values of a checkpoint, by path in the network."""
-    prefix = f"{name}/"
-    return {
-        key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)
-    }
+def eval_values_of(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values to use of a checkpoint, by path in the network.
+
+    Args:
+        stored: from `checkpoint.read`. Averages are taken where it has them.
+    """
+    averaged = "ema_" if any(name.startswith("ema_params/") for name in stored) else ""
+    folders = {f"{averaged}params", f"{averaged}batch_stats"}
+    split = {name: name.partition("/") for name in stored}
+    return {path: stored[name] for name, (top, _, path) in split.items() if top in folders}
 
 
 def _trainable(model: keras.Model) -> dict[str, keras.Variable]:
@@ -230,6 +235,10 @@ def _paths(model: keras.Model, prefix: str = "") -> Iterator[tuple[int, str]]:
         else:
             for variable in layer.variables:
                 yield id(variable), f"{prefix}{layer.name}/{variable.name}"
+
+
+def _values(variables: Variables) -> Tensors:
+    return {path: tf.convert_to_tensor(variable) for path, variable in variables.items()}
 
 
 def _variables(values: Tensors) -> Variables:

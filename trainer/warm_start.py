@@ -29,9 +29,7 @@ def load(network: keras.Model, run: str, class_names: Sequence[str]) -> str:
     """
     config, data = run_dir.read(run)
     stored = checkpoint.read(run_dir.best_checkpoint(run))
-    averaged = "ema_" if config.optimizer.ema > 0 else ""
-    values = train_state.below(stored, f"{averaged}params")
-    values |= train_state.below(stored, f"{averaged}batch_stats")
+    values = train_state.eval_values_of(stored)
     if list(class_names) != data.class_names:
         values = {path: value for path, value in values.items() if not path.startswith(_CLASSIFIER)}
     own = train_state.named_variables(network)

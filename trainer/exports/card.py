@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tfrecords import image
 from trainer import configs, figures
 from trainer.exports import onnx, runtimes, saved_model
 from trainer.exports.verify import Examples, Result, Verdicts, record_ious
@@ -61,6 +62,11 @@ def facts(trained: Trained, run: str, size: tuple[int, int], files: dict[str, An
         "height": size[0],
         "width": size[1],
         "resize": data.resize or "stretch",
+        # How a photo becomes what the files take, as the records of the training did.
+        "record_height": data.height,
+        "record_width": data.width,
+        "jpeg_quality": data.quality or image.ImageOptions.quality,
+        "downscale": config.downscale,
         "inference": {
             "zoom_passes": config.inference.zoom_passes,
             "flip_tta": config.inference.flip_tta,

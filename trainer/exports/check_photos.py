@@ -7,13 +7,14 @@ are no original photos at hand, those of records are brought back to the shape t
 import io
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from tfrecords import example, image
 from tfrecords.errors import UserError
+from trainer import input as inputs
 
 COUNT = 50
 _SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -32,7 +33,7 @@ def from_path(path: str) -> list[bytes]:
     if not names:
         raise UserError(f"--photos={path}: there is no JPEG or PNG in it.")
     photos = []
-    for number, place in enumerate(_spread(len(names))):
+    for number, place in enumerate(inputs.spread(len(names), COUNT)):
         data = read[names[place]]()
         try:
             image.read(data, image.ImageOptions(32, 32))
@@ -53,7 +54,7 @@ def from_records(serialized: Sequence[bytes], resize: str) -> list[bytes]:
         resize: how their photos came to their size.
     """
     photos = []
-    for number, place in enumerate(_spread(len(serialized))):
+    for number, place in enumerate(inputs.spread(len(serialized), COUNT)):
         record = example.decode(serialized[place])
         photos.append(_vary(_as_taken(record, resize), number))
     return photos
@@ -122,10 +123,6 @@ def _open(data: bytes) -> Image.Image:
     from PIL import ImageOps
 
     return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-
-
-def _spread(length: int) -> Iterator[int]:
-    yield from np.unique(np.linspace(0, length - 1, min(COUNT, length)).astype(int)).tolist()
 
 
 def _open_folder(path: str) -> dict[str, Callable[[], bytes]]:

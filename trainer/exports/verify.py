@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
@@ -115,10 +115,6 @@ class Result:
     names_fit: float
     photo_names_fit: float
     problem: str = ""
-
-    def to_json(self) -> dict[str, object]:
-        """Returns all that is known of it."""
-        return asdict(self)
 
 
 def judge_by_run(trained: Trained, how: Inference, examples: Examples) -> Verdicts:

@@ -20,8 +20,18 @@ from PIL import ExifTags, Image
 from tests.tfrecords import datasets
 from tfrecords import image, manifest, reader
 from tfrecords.errors import FlagError, UserError
-from trainer import checkpoint, configs, evaluate, export, inference, model, run_dir, train_state
-from trainer.exports import check_photos, photos, plain, runtimes, tflite, verify
+from trainer import (
+    checkpoint,
+    configs,
+    evaluate,
+    export,
+    inference,
+    model,
+    predictor,
+    run_dir,
+    train_state,
+)
+from trainer.exports import card, check_photos, photos, plain, runtimes, tflite, verify
 
 HEIGHT, WIDTH = 48, 64
 HEADS = ("pooled", "spatial", "soft_argmax")
@@ -105,6 +115,21 @@ def shown(data) -> np.ndarray:
     """The photos of the test split."""
     decoded = [one["image"].numpy() for one in reader.stream(data, "test")]
     return np.stack(decoded)
+
+
+def test_an_export_reads_photos_as_its_run_does(run, exported):
+    photos = [datasets.jpeg(seed, 200, 300) for seed in range(60, 66)]
+    by_run, by_export = (predictor.load(place).predict(photos) for place in (run, exported))
+    for ours, theirs in zip(by_run, by_export, strict=True):
+        assert theirs.name == ours.name
+        sides = [dataclasses.astuple(one.box) for one in (ours, theirs)]
+        np.testing.assert_allclose(*sides, atol=0.1)  # pixels
+    trained = run_dir.load_trained(run)
+    half = dataclasses.replace(trained, config=dataclasses.replace(trained.config, downscale=2))
+    said = card.facts(half, run, (HEIGHT // 2, WIDTH // 2), {})
+    assert (said["height"], said["width"], said["downscale"]) == (HEIGHT // 2, WIDTH // 2, 2)
+    assert (said["record_height"], said["record_width"]) == (HEIGHT, WIDTH)
+    assert said["jpeg_quality"] == 95
 
 
 def judged(run: str, images: np.ndarray) -> dict[str, np.ndarray]:

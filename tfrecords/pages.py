@@ -203,7 +203,9 @@ def _list(label: str, noun: str, page_size: int, described: dict[str, Any]) -> M
 
 def _mark_flags(text: str) -> Markup:
     """Returns a sentence with its flags, such as `--image_height`, set as code."""
-    return Markup(re.sub(r"--\w[\w.=]*", r"<code>\g<0></code>", escape(text)))
+    # A plain str: `re.sub` joins parts by the class of the text, and Markup would escape them.
+    escaped = str(escape(text))
+    return Markup(re.sub(r"--\w+(?:[.=]\w+)*", r"<code>\g<0></code>", escaped))
 
 
 def jpeg_uri(image: np.ndarray | Image.Image, max_side: int, quality: int = 80) -> str:

@@ -251,3 +251,14 @@ def test_controls_are_not_printed(browser, page_file):
         page.emulate_media(media="print")
         assert page.get_by_role("searchbox").count() == 0
         assert page.get_by_role("table").is_visible()
+
+
+def test_flags_in_a_sentence_are_set_as_code_and_the_rest_stays_text(tmp_path):
+    (tmp_path / "one.html").write_text("{{ sentence | flags }}")
+    shown = pages.render(
+        "one.html", [str(tmp_path)], sentence="Use --a_b=0.5, or <b>--first_class</b>. Or --c."
+    )
+    assert shown == (
+        "Use <code>--a_b=0.5</code>, or &lt;b&gt;<code>--first_class</code>&lt;/b&gt;."
+        " Or <code>--c</code>."
+    )

@@ -7,8 +7,10 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import NoReturn
 
 _OURS = ("benchmarks", "carbox", "preprocess", "tfrecords", "trainer")
+_INTERRUPTED_EXIT = 130  # 128 + SIGINT
 _SIGPIPE_EXIT = 141  # 128 + SIGPIPE, as shells report a program that wrote to a closed pipe
 
 
@@ -42,7 +44,7 @@ def run_command(main: Callable[[], object]) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+        _exit_at_once(_INTERRUPTED_EXIT)
     except BrokenPipeError:
         if not _output_is_closed():
             raise  # another pipe
@@ -50,6 +52,18 @@ def run_command(main: Callable[[], object]) -> None:
     finally:
         if _output_is_closed():
             _discard_output()
+
+
+def _exit_at_once(status: int) -> NoReturn:
+    """Ends the process without waiting for its threads.
+
+    An interrupt may fall into the middle of `ThreadPoolExecutor.submit`: a thread has started that
+    the executor does not know yet. Nobody ever tells it to stop, and Python waits for it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 @contextlib.contextmanager

@@ -258,6 +258,7 @@ def test_full_help_shows_absls_flags_too(values, capsys):
 SCRIPT = '''
 """Usage of a small command."""
 import sys
+import threading
 from absl import flags, logging
 from tfrecords import command
 from tfrecords.errors import UserError
@@ -278,6 +279,7 @@ def main(argv):
     if FLAGS.end == "defect":
         raise ValueError("a defect")
     if FLAGS.end == "interrupt":
+        threading.Thread(target=threading.Event().wait).start()  # Python waits for it at its end
         raise KeyboardInterrupt
     if FLAGS.end == "pipe":
         raise BrokenPipeError("another pipe")

@@ -87,7 +87,10 @@ def _fuse(layer: keras.Layer) -> keras.Layer:
 
 def _cut(backbone: keras.Model, model: Model) -> keras.Model:
     """Returns the backbone up to the features that the box is read from, and those of the name."""
-    features = {32: backbone.output, 16: backbone.get_layer("block_13_expand_relu").output}
+    features = {32: backbone.output} | {
+        stride: backbone.get_layer(f"block_{block}_expand_relu").output
+        for stride, block in {8: 6, 16: 13}.items()
+    }
     box_stride = model.stride if model.head == "pooled" else model.box_stride
     return keras.Model(
         backbone.input, [features[box_stride], features[model.stride]], name="backbone"

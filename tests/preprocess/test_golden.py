@@ -51,8 +51,8 @@ def described(output: Path) -> dict:
     rows = []
     for split, part in info.splits.items():
         for shard in part.shards:
-            for record in tf.data.TFRecordDataset(str(output / shard.file)):
-                fields = {key: value.numpy() for key, value in example.parse(record).items()}
+            records = tf.data.TFRecordDataset(str(output / shard.file)).map(example.parse)
+            for fields in records.as_numpy_iterator():
                 fields.pop("encoded")
                 fields["bbox"] = fields["bbox"].tolist()
                 rows.append(f"{split} {sorted((k, str(v)) for k, v in fields.items())}")

@@ -20,7 +20,8 @@ def test_a_run_killed_twenty_times_ends_with_the_same_bits(data, tmp_path, strat
     # Dropout, BatchNorm in training and all augmentation are on; every step saves.
     recipe = """
         --config=default --weights=none --epochs=20 --batch_size=4 --config.model.alpha=0.35
-        --config.model.stride=16 --config.model.dropout=0.2 --config.optimizer.ema=0.9
+        --config.model.stride=8 --config.model.box_stride=8
+        --config.model.dropout=0.2 --config.optimizer.ema=0.9
     """
     flags = [f"--data={data}", *DEVICES[strategy], *recipe.split()]
     undisturbed, killed = str(tmp_path / "undisturbed"), str(tmp_path / "killed")

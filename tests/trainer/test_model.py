@@ -12,10 +12,11 @@ SMALL = {"weights": "none", "model.alpha": 0.35, "model.filters": 8}
 
 @pytest.mark.parametrize("head", ["pooled", "spatial", "soft_argmax"])
 @pytest.mark.parametrize(
-    ("stride", "height", "width"), [(16, 72, 100), (32, 256, 63), (32, 64, 64)]
+    ("stride", "height", "width"), [(8, 40, 64), (16, 72, 100), (32, 256, 63), (32, 64, 64)]
 )
 def test_every_head_names_and_boxes_photos_of_any_size(head, stride, height, width):
     settings = SMALL | {"model.head": head, "model.stride": stride}
+    settings["model.box_stride"] = min(stride, 16)
     config = configs.replace(configs.load("default"), settings)
     built = model.build(config, height, width, datasets.CLASS_NAMES)
     photos = np.random.default_rng(0).integers(0, 256, (2, height, width, 3)).astype("float32")

@@ -252,8 +252,8 @@ MINE = """
 from trainer import configs
 
 def get_config():
-    changed = {"weights": "none", "batch_size": 4, "model.alpha": 0.35, "model.stride": 16,
-               "model.filters": 8, "model.batch_norm": "frozen",
+    changed = {"weights": "none", "batch_size": 4, "model.alpha": 0.35, "model.stride": 8,
+               "model.box_stride": 8, "model.filters": 8, "model.batch_norm": "frozen",
                "optimizer.learning_rate": 1e-9, "inference.zoom_passes": 0}
     return configs.replace(configs.load("default"), changed)
 """

@@ -20,7 +20,7 @@ CONFIG = Config(
     epochs=2,
     batch_size=4,
     seed=5,
-    model=Model(alpha=0.35, stride=16, head="spatial", filters=8, dropout=0.2),
+    model=Model(alpha=0.35, stride=8, box_stride=8, head="spatial", filters=8, dropout=0.2),
     augment=Augment(context_crop=0.5, color_jitter=0.2),
     optimizer=Optimizer(learning_rate=1e-3, warmup_epochs=0.5, ema=0.9),
     inference=Inference(zoom_passes=0, flip_tta=False),
@@ -114,7 +114,7 @@ PINNED = Config(
     epochs=2,
     batch_size=4,
     seed=5,
-    model=dataclasses.replace(CONFIG.model, batch_norm_momentum=0.5),
+    model=dataclasses.replace(CONFIG.model, stride=16, box_stride=16, batch_norm_momentum=0.5),
     augment=Augment(flip=False, context_crop=0, object_crop=0, color_jitter=0.2, mixup=0.2),
     # The backbone begins to learn within the second call of three steps.
     optimizer=Optimizer(learning_rate=3e-4, warmup_epochs=0.5, ema=0.9, freeze_epochs=0.8),

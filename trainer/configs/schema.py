@@ -44,15 +44,15 @@ class Model:
     )
     stride: int = setting(
         32,
-        "pixels of the photo to a cell of the last feature map: 32 for the whole backbone, 16 to"
-        " end it where its last stage begins",
-        choices=(16, 32),
+        "pixels of the photo to a cell of the last feature map: 32 for the whole backbone, 16 or 8"
+        " to end it inside the block that would halve the map next",
+        choices=(8, 16, 32),
     )
     box_stride: int = setting(
         16,
         "pixels of the photo to a cell of the map that the box is read from, at most"
         " model.stride; the pooled head ignores it, because it reads box and name from one map",
-        choices=(16, 32),
+        choices=(8, 16, 32),
     )
     head: str = setting(
         "soft_argmax",

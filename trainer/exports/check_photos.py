@@ -16,7 +16,7 @@ from tfrecords import example, image
 from tfrecords.errors import UserError
 from trainer import input as inputs
 
-COUNT = 50
+COUNT = 250
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _LARGE = 3000  # pixels of the longer side
 _LONGEST = 1280  # of what is made out of a record

@@ -22,7 +22,7 @@ from trainer.configs import Inference
 from trainer.exports import runtimes
 from trainer.run_dir import Trained
 
-RECORDS = 300
+RECORDS = 1000
 _BATCH = 32
 _SECONDS = 1800
 _LATENCY_RUNS = 20

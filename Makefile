@@ -6,13 +6,16 @@ BIN := .venv/bin
 
 run: .venv/installed
 	$(BIN)/python -m preprocess.run --runner=DirectRunner --overwrite
-	$(BIN)/python -m tfrecords.inspect data/tfrecords --verify
+	$(BIN)/python -m tfrecords.inspect data/tfrecords --verify --html=data/tfrecords.html
 	$(BIN)/python -m trainer.task --strategy=mirrored
 	find data/sample -path '*/test/*' -name '*.jpg' -print0 | sort -z -t / -k 7 | head -z -n 3 | \
 		xargs -0 $(BIN)/python -m trainer.predict --model=runs/drawn-sample --top=1
 	@echo "Go on with photos of your own:"
 	@echo "  $(BIN)/python -m trainer.predict --model=runs/drawn-sample --output=drawn PHOTO ..."
 	@echo "  $(BIN)/python -m trainer.serve --model=runs/drawn-sample"
+	@echo "Pages to open in a browser:"
+	@echo "  data set: data/tfrecords.html"
+	@echo "  run:      runs/drawn-sample/report.html"
 
 # The two longest files first: a file is one worker's.
 test: .venv/installed

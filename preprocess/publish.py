@@ -5,7 +5,8 @@
         partial/     shards that are being written
         progress/    how far they are
         rejected-RUN/, report-RUN.json    results of one run of the pipeline, for its driver
-        data/        what will be published: shards, then rejected.jsonl, dataset.json
+        data/        what will be published: shards, then rejected.jsonl, croissant.json,
+                     dataset.json
 
 `data/` becomes OUTPUT by one rename. Where a rename is a copy (buckets), files move one by one and
 the manifest comes last: readers go by the manifest. No file says which job began this folder: the
@@ -28,7 +29,7 @@ from typing import Any
 
 from preprocess import shard, storage
 from preprocess.statistics import Report, Totals, report_path
-from tfrecords import manifest
+from tfrecords import croissant, manifest
 from tfrecords.errors import UserError
 
 CODE_VERSION = 2
@@ -217,10 +218,10 @@ def publish(output: Output, contents: manifest.Manifest, totals: Totals, overwri
     for source, name in moves.items():
         if source in waiting:
             storage.rename(f"{output.incomplete}/{source}", f"{output.data}/{name}")
-    storage.write(f"{output.incomplete}/partial/{manifest.FILE_NAME}", text)
-    storage.rename(
-        f"{output.incomplete}/partial/{manifest.FILE_NAME}", f"{output.data}/{manifest.FILE_NAME}"
-    )
+    described = croissant.to_json(contents).encode()
+    for name, content in ((croissant.FILE_NAME, described), (manifest.FILE_NAME, text)):
+        storage.write(f"{output.incomplete}/partial/{name}", content)
+        storage.rename(f"{output.incomplete}/partial/{name}", f"{output.data}/{name}")
     if not storage.is_remote(output.path):
         _move_folder(output)
     clean_up(output)
@@ -279,6 +280,7 @@ _OWN_TRACES = re.compile(
 )
 _OWN_FILES = re.compile(
     rf"({re.escape(manifest.FILE_NAME)}|{re.escape(manifest.REJECTED_NAME)}"
+    rf"|{re.escape(croissant.FILE_NAME)}"
     rf"|({'|'.join(manifest.SPLITS)})-\d{{5}}-of-\d{{5}}\.tfrecord)$"
 )
 

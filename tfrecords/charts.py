@@ -17,7 +17,7 @@ with extra("preprocess"):
     from PIL import Image
 
 _WIDTH, _HEIGHT = 360, 216
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 18, 28, 42  # margins around the plot
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 24, 28, 42  # margins around the plot
 _SERIES = 4  # colors and dashes of lines in the style sheet
 
 

@@ -163,7 +163,7 @@ def _shown(info: manifest.Manifest, split: str, record: example.Record) -> Shown
     height, width = max(record.original_height, 1), max(record.original_width, 1)
     box = _photo_box(record, content, options)
     photo = pages.Photo(
-        src=_thumbnail(record, content, height, width),
+        src=_thumbnail(record, height, width, options),
         width=width,
         height=height,
         alt=f"{record.text}, with its box",
@@ -172,17 +172,9 @@ def _shown(info: manifest.Manifest, split: str, record: example.Record) -> Shown
     return Shown(photo, record.filename, split, record.text, f"{width:,} × {height:,}")
 
 
-def _thumbnail(
-    record: example.Record, content: tuple[int, int, int, int], height: int, width: int
-) -> str:
-    """Returns the photo in its own shape, without the black of a letterbox."""
+def _thumbnail(record: example.Record, height: int, width: int, options: image.ImageOptions) -> str:
     try:
-        pixels = simplejpeg.decode_jpeg(record.encoded, "RGB")
+        photo = image.restore(record.encoded, height, width, options, _THUMBNAIL)
     except ValueError:
         return pages.jpeg_uri(np.full((8, 8, 3), 128, np.uint8), _THUMBNAIL)
-    top, left, rows, columns = content
-    pixels = pixels[top : top + rows, left : left + columns]
-    scale = min(1.0, _THUMBNAIL / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    pixels = image.cv2.resize(pixels, size, interpolation=image.cv2.INTER_AREA)
-    return pages.jpeg_uri(pixels, _THUMBNAIL, quality=75)
+    return pages.jpeg_uri(photo, _THUMBNAIL, quality=75)

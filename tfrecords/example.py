@@ -7,7 +7,7 @@ This is the only place that knows them. Nothing here but `parse` needs TensorFlo
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import google_crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
@@ -43,24 +43,38 @@ class Record:
     text: str
 
 
-# Each field holds one value of this kind.
-_FIELDS = {
-    "image/encoded": "bytes_list",
-    "image/format": "bytes_list",
-    "image/height": "int64_list",
-    "image/width": "int64_list",
-    "image/original_height": "int64_list",
-    "image/original_width": "int64_list",
-    "image/filename": "bytes_list",
-    "image/source_id": "bytes_list",
-    "image/key/sha256": "bytes_list",
-    "image/object/bbox/xmin": "float_list",
-    "image/object/bbox/ymin": "float_list",
-    "image/object/bbox/xmax": "float_list",
-    "image/object/bbox/ymax": "float_list",
-    "image/object/class/label": "int64_list",
-    "image/object/class/text": "bytes_list",
+class Field(NamedTuple):
+    """One field of a record; it holds one value.
+
+    Attributes:
+        kind: the list of `tf.train.Feature` that holds the value.
+        about: what it is.
+    """
+
+    kind: str
+    about: str
+
+
+FIELDS = {
+    "image/encoded": Field("bytes_list", "the stored photo, a JPEG"),
+    "image/format": Field("bytes_list", "jpeg"),
+    "image/height": Field("int64_list", "height of the stored photo in pixels"),
+    "image/width": Field("int64_list", "width of the stored photo in pixels"),
+    "image/original_height": Field("int64_list", "height of the upright original photo in pixels"),
+    "image/original_width": Field("int64_list", "width of the upright original photo in pixels"),
+    "image/filename": Field("bytes_list", "path of the original photo within its data set"),
+    "image/source_id": Field("bytes_list", "the same as image/filename"),
+    "image/key/sha256": Field("bytes_list", "hex sha256 of the original photo's bytes"),
+    "image/object/bbox/xmin": Field("float_list", "left side, as a fraction of the stored photo"),
+    "image/object/bbox/ymin": Field("float_list", "upper side, as a fraction of the stored photo"),
+    "image/object/bbox/xmax": Field("float_list", "right side, as a fraction of the stored photo"),
+    "image/object/bbox/ymax": Field("float_list", "lower side, as a fraction of the stored photo"),
+    "image/object/class/label": Field("int64_list", "class number, from 1"),
+    "image/object/class/text": Field("bytes_list", "class name"),
 }
+"""Every field of a record, by its name."""
+
+PHOTO, LABEL = "image/encoded", "image/object/class/label"
 
 
 def encode(record: Record) -> bytes:
@@ -97,7 +111,7 @@ def decode(payload: bytes) -> Record:
         feature = _Example.FromString(payload).features.feature
     except message.DecodeError:
         raise ValueError("Could not parse it as a tf.train.Example") from None
-    fields = {name: _value(feature, name, kind) for name, kind in _FIELDS.items()}
+    fields = {name: _value(feature, name, field.kind) for name, field in FIELDS.items()}
     return Record(
         encoded=fields["image/encoded"],
         height=fields["image/height"],
@@ -134,7 +148,9 @@ def parse(serialized: "tf.Tensor") -> "dict[str, tf.Tensor]":
     import tensorflow as tf  # takes seconds; writers of records do not have it
 
     types = {"bytes_list": tf.string, "int64_list": tf.int64, "float_list": tf.float32}
-    features = {name: tf.io.FixedLenFeature([], types[kind]) for name, kind in _FIELDS.items()}
+    features = {
+        name: tf.io.FixedLenFeature([], types[field.kind]) for name, field in FIELDS.items()
+    }
     fields = tf.io.parse_example(serialized, features)
     sides = [fields[f"image/object/bbox/{side}"] for side in ("xmin", "ymin", "xmax", "ymax")]
     return {

@@ -2,6 +2,7 @@
 
     photo = image.prepare(data, image.ImageOptions(height=256, width=320))   # to be stored
     pixels = image.read(data, options).image                                 # to be predicted on
+    picture = image.restore(photo.encoded, 480, 640, options)                # to be looked at
 
 This is the only module that decodes or resizes an original photo. Each call handles one photo and
 may run in any thread: libjpeg-turbo (simplejpeg) and OpenCV release the GIL, so the callers'
@@ -57,6 +58,7 @@ _FORMATS = ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"]
 _FORMATS += [name for name, codec in (("AVIF", "avif"), ("JPEG2000", "jpg_2000"))
              if features.check(codec)]  # fmt: skip
 
+_LONGEST = 3200  # pixels of the longer side of a restored photo
 _EXIF_WITHIN = 1 << 17  # bytes; EXIF is in one of the first segments, each at most 64 KiB
 _EXIF = re.compile(rb"\xff\xe1..(Exif\0\0.{0,65535})", re.DOTALL)
 _EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0x(\w\w)")
@@ -283,6 +285,35 @@ def photo_box(stored: Box, content: tuple[int, int, int, int], options: ImageOpt
         min(max((y * options.height - top) / height, 0.0), 1.0) for y in stored[1::2]
     )  # fmt: skip
     return xmin, ymin, xmax, ymax
+
+
+def restore(
+    encoded: bytes, height: int, width: int, options: ImageOptions, longest: int | None = None
+) -> Image.Image:
+    """Returns a stored photo in its own shape again, without the black around a letterboxed one.
+
+    Args:
+        encoded: JPEG bytes of the stored photo.
+        height, width: of the original photo, in pixels.
+        options: with the stored size, and how the photo came to it.
+        longest: makes the photo as large as the original, with at most so many pixels on its longer
+            side. If absent, it is just so large that no stored pixel is lost.
+
+    Returns:
+        An RGB picture.
+
+    Raises:
+        ValueError: the stored photo cannot be decoded.
+    """
+    top, left, rows, columns = content_size(height, width, options)
+    stored = simplejpeg.decode_jpeg(encoded, "RGB")[top : top + rows, left : left + columns]
+    if longest is None:
+        # A strip of a photo would otherwise become millions of pixels long.
+        scale = min(max(rows / height, columns / width), _LONGEST / max(height, width))
+    else:
+        scale = min(1.0, longest / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return Image.fromarray(stored).resize(size, Image.Resampling.LANCZOS)
 
 
 # Pixels as decoded, their whole height and width, EXIF orientation, and damage.

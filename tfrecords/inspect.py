@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 from absl import flags
 
-from tfrecords import command, example, findings, manifest, scan
+from tfrecords import command, croissant, example, findings, manifest, scan
 from tfrecords.errors import UserError, extra
 
 FLAGS = flags.FlagValues()
@@ -150,7 +150,8 @@ def verify(info: manifest.Manifest, directory: str) -> Iterator[str]:
 
     Checked are: that every shard is there with the size, sha256 and records that the manifest
     says; every record's checksum, fields, label, box and photo; class counts; the number of
-    rejected rows; and that no other shard lies in the folder. Records count from 1.
+    rejected rows; that `croissant.json` names the same files; and that no other shard lies in the
+    folder. Records count from 1.
     """
     with extra("preprocess"):
         import simplejpeg  # noqa: F401 - if missing, say so once, not for each photo
@@ -173,6 +174,7 @@ def verify(info: manifest.Manifest, directory: str) -> Iterator[str]:
         if ".tfrecord" in file and file not in named:
             yield f"{file}: {manifest.FILE_NAME} does not name it"
     yield from _verify_rejected(info, directory)
+    yield from _verify_croissant(info, directory)
 
 
 def _list(directory: str) -> list[str]:
@@ -196,6 +198,21 @@ def _verify_rejected(info: manifest.Manifest, directory: str) -> Iterator[str]:
         return
     if lines != expected:
         yield f"{manifest.REJECTED_NAME}: {lines} lines, {manifest.FILE_NAME} says {expected}"
+
+
+def _verify_croissant(info: manifest.Manifest, directory: str) -> Iterator[str]:
+    try:
+        with manifest.open_file(os.path.join(directory, croissant.FILE_NAME)) as file:
+            text = file.read()
+        with manifest.open_file(os.path.join(directory, manifest.FILE_NAME)) as file:
+            manifest_text = file.read()
+    except FileNotFoundError:
+        return  # an older version made the data set
+    except OSError as error:
+        yield f"{croissant.FILE_NAME}: cannot be read: {error.strerror or error}"
+        return
+    for problem in croissant.problems(text, info, manifest_text):
+        yield f"{croissant.FILE_NAME}: {problem}"
 
 
 def _verify_shard(

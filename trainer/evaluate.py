@@ -26,7 +26,7 @@ with extra("train"):
     import tensorflow as tf
     from PIL import Image
 
-    from tfrecords import reader
+    from tfrecords import image, reader
     from tfrecords.progress import Progress
     from trainer import (
         boxes,
@@ -270,7 +270,7 @@ def draw(
     count: int,
     passes: list[inference.Outputs] | None = None,
 ) -> dict[str, Image.Image]:
-    """Draws true and predicted boxes and names on photos spread over a split.
+    """Draws true and predicted boxes and names on photos spread over a split, in their own shape.
 
     Args:
         network, state, config: the model and its inference settings.
@@ -286,15 +286,19 @@ def draw(
     outputs = predict(*state.eval_values(), split.fetch(tf.constant(chosen))["image"], passes)
     probabilities = tf.nn.softmax(outputs["logits"]).numpy()
     drawn = {}
+    options = image.ImageOptions(data.height, data.width, data.resize or "stretch")
     for number, serialized in enumerate(split.records.read(chosen)):
-        fields = example.parse(serialized)
+        record = example.decode(serialized)
+        height, width = record.original_height, record.original_width
+        content = image.content_size(height, width, options)
+        xmin, ymin, xmax, ymax = outputs["bbox"][number].numpy().tolist()
         label = int(np.argmax(probabilities[number]))
-        name, _ = os.path.splitext(os.path.basename(fields["filename"].numpy().decode()))
+        name, _ = os.path.splitext(os.path.basename(record.filename))
         drawn[f"{number:02}-{run_dir.shortened(name)}"] = pictures.draw_boxes(
-            _as_seen(fields, stretched=data.resize != "letterbox"),
-            (fields["bbox"].numpy(), fields["text"].numpy().decode()),
+            image.restore(record.encoded, height, width, options),
+            (image.photo_box(record.bbox, content, options), record.text),
             (
-                outputs["bbox"][number].numpy(),
+                image.photo_box((xmin, ymin, xmax, ymax), content, options),
                 data.class_names[label],
                 float(probabilities[number, label]),
             ),
@@ -348,18 +352,6 @@ def write_pictures(drawn: dict[str, Image.Image], where: str) -> None:
         picture.convert("RGB").save(os.path.join(where, name + ".jpg"), quality=90)
     sheet = pictures.gallery(list(drawn.values()), columns=4)
     sheet.save(os.path.join(where, "sheet.jpg"), quality=85)
-
-
-def _as_seen(fields: dict[str, tf.Tensor], *, stretched: bool) -> Image.Image:
-    """Undoes the stretch, if any, so that the photo looks as it was taken."""
-    pixels = tf.io.decode_jpeg(fields["encoded"], channels=3).numpy()
-    if not stretched:
-        return Image.fromarray(pixels)
-    height, width = pixels.shape[:2]
-    aspect = int(fields["original_width"]) / int(fields["original_height"])
-    wider = aspect > width / height
-    size = (round(height * aspect), height) if wider else (width, round(width / aspect))
-    return Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
 
 
 if __name__ == "__main__":

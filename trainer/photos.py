@@ -1,6 +1,5 @@
 """The photos of an evaluated split, for pages: from its records, in their own shape."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -91,15 +90,9 @@ class Photos:
         return pages.Photo(source, picture.width, picture.height, alt, boxes)
 
     def _picture(self, position: int) -> Image.Image:
-        """Returns a photo in its own shape, without the black around a letterboxed one."""
         record = example.decode(self._records.read(np.array([position]))[0])
-        top, left, height, width = self._content(position)
-        stored = Image.open(io.BytesIO(record.encoded)).convert("RGB")
-        stored = stored.crop((left, top, left + width, top + height))
-        aspect = record.original_width / record.original_height
-        wider = aspect > width / height
-        size = (round(height * aspect), height) if wider else (width, round(width / aspect))
-        return stored.resize((max(size[0], 1), max(size[1], 1)), Image.Resampling.LANCZOS)
+        height, width = record.original_height, record.original_width
+        return image.restore(record.encoded, height, width, self._options)
 
     def _content(self, position: int) -> tuple[int, int, int, int]:
         width, height = self._judged.size[position]

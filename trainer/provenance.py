@@ -1,7 +1,7 @@
 """How a run was made: its commands, versions, hardware and speed, in `run.json` of its folder.
 
-What differs from one machine or moment to the next stands here and nowhere else, so that all other
-files of a run follow from data, config and seed.
+What differs from one machine or moment to the next stands here, and in the page and `results.json`,
+which repeat it. All other files of a run follow from data, config and seed.
 
 {"starts": [{"command": ..., "time": ..., "versions": {...}, "hardware": {...}}],
  "epochs": {"1": {"seconds": ..., "images_per_second": ..., "wait": ...}}}

@@ -1,8 +1,9 @@
 """The page of a run: `report.html` in its folder, from the files that lie there.
 
 It shows the evaluation of the test split, or of the next best; every other evaluation has a page of
-its own beside it, and each lists them all. No model is needed, so a page can be made again at any
-time. Photos are taken from the records; where these are gone, the page says so.
+its own beside it, and each lists them all. Beside each page lies `results.json` with what it shows.
+No model is needed, so a page can be made again at any time. Photos are taken from the records;
+where these are gone, the page says so.
 """
 
 import json
@@ -17,11 +18,13 @@ from markupsafe import Markup
 
 from tfrecords import charts, pages
 from tfrecords.errors import UserError
-from trainer import configs, figures, history, provenance, results, run_dir
+from trainer import figures, results, results_file
+from trainer.figures import ClassFigures, Confusion
 from trainer.history import EpochMetrics
 from trainer.photos import Photos
 from trainer.predictions import Judged
 from trainer.results import Evaluation
+from trainer.results_file import Details, Evaluated, RunResults
 
 FILE_NAME = "report.html"
 TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "templates")
@@ -48,7 +51,7 @@ _CURVES = {
 
 
 def write(run: str, baseline: str | None = None) -> str:
-    """Writes the page of each evaluation in a run's folder.
+    """Writes the page of each evaluation in a run's folder, and its `results.json`.
 
     Args:
         run: its folder.
@@ -61,19 +64,17 @@ def write(run: str, baseline: str | None = None) -> str:
         UserError: there is no such run, its files are damaged, or the baseline is of other photos.
     """
     evaluations = [results.read(run, name) for name in results.names(run)]
-    files = [
-        FILE_NAME if number == 0 else f"report-{one.name}.html"
-        for number, one in enumerate(evaluations)
-    ]
-    listed = _list_evaluations(evaluations, files)
+    suffixes = ["", *(f"-{one.name}" for one in evaluations[1:])]
     beside = _read_baseline(baseline, evaluations)
-    for file, evaluation in zip(files, evaluations, strict=True):
-        other = beside if beside and beside.name == evaluation.name else None
-        pages.write(os.path.join(run, file), _page(run, evaluation, listed, other))
-    path = os.path.join(run, FILE_NAME)
-    if not evaluations:
-        pages.write(path, _page(run, None, listed, None))
-    return path
+    listed = _list_evaluations(evaluations, suffixes)
+    shown: list[Evaluation | None] = [*evaluations] or [None]
+    for suffix, evaluation in zip(suffixes, shown, strict=True):
+        same = beside and evaluation and beside.name == evaluation.name
+        found = results_file.collect(run, evaluation, beside if same else None)
+        results_file.write(run, f"results{suffix}.json", found)
+        page = _page(run, found, evaluation, listed, f"results{suffix}.json")
+        pages.write(os.path.join(run, f"report{suffix}.html"), page)
+    return os.path.join(run, FILE_NAME)
 
 
 def percent(value: float) -> str:
@@ -120,20 +121,21 @@ def _read_baseline(baseline: str | None, evaluations: Sequence[Evaluation]) -> E
 
 def _page(
     run: str,
+    found: RunResults,
     evaluation: Evaluation | None,
     listed: list[dict[str, Any]],
-    baseline: Evaluation | None,
+    results_name: str,
 ) -> str:
-    config, data = run_dir.read(run)
-    records = history.read(run)
-    judged = evaluation.judged if evaluation else None
+    evaluated = found.evaluation
+    baseline = evaluated.baseline if evaluated else None
     values: dict[str, Any] = {
         "large": [],
         "figure_rows": [],
         "listed": listed,
-        "here": evaluation.name if evaluation else "",
-        "baseline": _name(baseline.run) if baseline else "",
-        "curves": list(_curves(records)),
+        "here": evaluated.name if evaluated else "",
+        "results_name": results_name,
+        "baseline": baseline.run if baseline else "",
+        "curves": list(_curves(found.epochs)),
         "distributions": [],
         "classes": None,
         "pairs": None,
@@ -141,80 +143,73 @@ def _page(
         "photos": [],
         "photos_missing": "",
         "passes": None,
-        "made": list(_made(run, data, records)),
-        "settings": [(key, _plain(value)) for key, value in configs.flatten(config).items()],
+        "made": list(_made(found)),
+        "settings": [(key, _plain(value)) for key, value in found.config.items()],
     }
-    subtitle = f"trained on {data.name}; not evaluated yet"
-    if evaluation:
+    subtitle = f"trained on {found.data.name}; not evaluated yet"
+    if evaluation and evaluated:
         subtitle = f"{evaluation.photos()}; {evaluation.judging()}; epoch that ended at step"
         subtitle += f" {evaluation.step:,}"
-        values["large"], values["figure_rows"] = _figures(evaluation, baseline)
-    if evaluation and judged:
-        photos = Photos(evaluation)
-        values["distributions"] = list(_distributions(judged))
-        values["classes"] = _class_table(judged)
-        values["pairs"] = _pair_table(judged)
-        values["photos_missing"] = photos.missing
-        if not photos.missing:
-            values["pair_cards"] = _pair_gallery(judged, photos)
-            values["photos"] = list(_galleries(judged, photos))
-            values["passes"] = _passes_gallery(run, evaluation, photos)
+        values["large"], values["figure_rows"] = _figures(evaluated)
+        if evaluated.details:
+            values |= _details(evaluation, evaluated.details, evaluated.figures["top1"].value)
     return pages.render(
         "run.html",
         [TEMPLATES],
-        title=f"Run {_name(run)}",
+        title=f"Run {found.run}",
         subtitle=subtitle,
         made_by=f"python -m trainer.evaluate --run={shlex.quote(run)}",
         **values,
     )
 
 
-def _name(run: str) -> str:
-    return os.path.basename(os.path.abspath(run))
+def _details(evaluation: Evaluation, details: Details, right: float) -> dict[str, Any]:
+    judged = results.judged_of(evaluation)
+    photos = Photos(evaluation)
+    values: dict[str, Any] = {
+        "distributions": list(_distributions(details, right)),
+        "classes": _class_table(details.classes),
+        "pairs": _pair_table(details.confusions),
+        "photos_missing": photos.missing,
+    }
+    if not photos.missing:
+        values["pair_cards"] = _pair_gallery(judged, details.confusions, photos)
+        values["photos"] = list(_galleries(judged, photos))
+        if details.zoom_passes:
+            values["passes"] = _passes_gallery(judged, details.zoom_passes, photos)
+    return values
 
 
-def _figures(
-    evaluation: Evaluation, baseline: Evaluation | None
-) -> tuple[list[tuple[str, str, str]], list[list[str]]]:
+def _figures(evaluated: Evaluated) -> tuple[list[tuple[str, str, str]], list[list[str]]]:
     """Returns the large numbers, and the rows of the table of figures."""
-    found, shown = dict(evaluation.figures), {}
-    differs: Mapping[str, np.ndarray] = {}
-    if evaluation.judged:
-        of_photos = figures.of_photos(evaluation.judged)
-        found = {name: float(values.mean()) for name, values in of_photos.items()}
-        shown = figures.intervals(of_photos)
-        if baseline:
-            theirs = figures.of_photos(results.judged_of(baseline))
-            differs = figures.differences(theirs, of_photos)
+    shown = {
+        name: between(name, one.interval_95) if one.interval_95 else ""
+        for name, one in evaluated.figures.items()
+    }
     large = [
-        (
-            written(name, found[name]),
-            FIGURES[name],
-            between(name, shown[name]) if shown else "",
-        )
+        (written(name, evaluated.figures[name].value), FIGURES[name], shown[name])
         for name in ("top1", "top5", "mean_iou", "top1_iou_50")
     ]
-    between_runs = figures.intervals(differs) if differs else {}
     rows = []
     for name, what in FIGURES.items():
-        row = [what, written(name, found[name]), between(name, shown[name]) if shown else "–"]
-        if differs:
-            base = found[name] - float(differs[name].mean())
+        row = [what, written(name, evaluated.figures[name].value), shown[name] or "–"]
+        if evaluated.baseline:
+            beside = evaluated.baseline.figures[name]
             row += [
-                written(name, base),
-                written(name, float(differs[name].mean()), sign=True),
-                between(name, between_runs[name], sign=True),
+                written(name, beside.baseline),
+                written(name, beside.difference, sign=True),
+                between(name, beside.interval_95, sign=True),
             ]
         rows.append(row)
     return large, rows
 
 
 def _list_evaluations(
-    evaluations: Sequence[Evaluation], files: Sequence[str]
+    evaluations: Sequence[Evaluation], suffixes: Sequence[str]
 ) -> list[dict[str, Any]]:
     return [
         {
-            "file": file,
+            "file": f"report{suffix}.html",
             "name": one.name,
             "data": f"{one.split} of {one.data_name} ({one.fingerprint[:8]})",
             "judged": one.judging(),
@@ -223,7 +218,7 @@ def _list_evaluations(
             "mean_iou": f"{one.figures['mean_iou']:.4f}",
             "step": f"{one.step:,}",
         }
-        for file, one in zip(files, evaluations, strict=True)
+        for suffix, one in zip(suffixes, evaluations, strict=False)
     ]
 
 
@@ -262,19 +257,17 @@ def _curve(
     )  # fmt: skip
 
 
-def _distributions(judged: Judged) -> Iterator[tuple[str, str, Markup]]:
-    parts = 20
-    edges = np.linspace(0, 1, parts + 1).tolist()
+def _distributions(details: Details, right: float) -> Iterator[tuple[str, str, Markup]]:
+    edges = np.linspace(0, 1, results_file.HISTOGRAM_BINS + 1).tolist()
     yield (
         "IoU of the boxes",
-        f"Half of them are at least {np.median(judged.iou):.3f}.",
+        f"Half of them are at least {details.iou.median:.3f}.",
         charts.bars(
-            figures.histogram(judged.iou, parts), edges,
+            details.iou.histogram, edges,
             label="Histogram of the IoU of predicted and true boxes", x="IoU", y="photos",
         ),
     )  # fmt: skip
-    sure = judged.probabilities[:, 0]
-    found = figures.calibration(sure, judged.right)
+    found = details.calibration
     points = [
         (float(x), float(y))
         for x, y, count in zip(found.confidence, found.accuracy, found.counts, strict=True)
@@ -293,17 +286,17 @@ def _distributions(judged: Judged) -> Iterator[tuple[str, str, Markup]]:
     )  # fmt: skip
     yield (
         "How sure the model is",
-        f"Mean probability of the first name {percent(float(np.nan_to_num(sure).mean()))},"
-        f" share that is right {percent(float(judged.right.mean()))}.",
+        f"Mean probability of the first name {percent(details.probability.mean)},"
+        f" share that is right {percent(right)}.",
         charts.bars(
-            figures.histogram(sure, parts), edges,
+            details.probability.histogram, edges,
             label="Histogram of the probability of the first name",
             x="probability of the first name", y="photos",
         ),
     )  # fmt: skip
 
 
-def _class_table(judged: Judged) -> Markup:
+def _class_table(classes: Sequence[ClassFigures]) -> Markup:
     columns = [
         pages.Column("class"),
         pages.Column("photos", number=True),
@@ -315,13 +308,12 @@ def _class_table(judged: Judged) -> Markup:
     rows: list[list[str | float | None]] = [
         [one.name, one.photos, round(one.top1, 5), round(one.mean_iou, 4), one.taken_for or None,
          one.times or None]
-        for one in figures.by_class(judged)
+        for one in classes
     ]  # fmt: skip
     return pages.table("Classes", columns, rows, noun="classes", page_size=15)
 
 
-def _pair_table(judged: Judged) -> Markup:
-    pairs = figures.confusions(judged)
+def _pair_table(pairs: Sequence[Confusion]) -> Markup:
     columns = [
         pages.Column("class"),
         pages.Column("taken for"),
@@ -334,10 +326,10 @@ def _pair_table(judged: Judged) -> Markup:
     return pages.table("Confused classes", columns, rows, noun="pairs", page_size=10)
 
 
-def _pair_gallery(judged: Judged, photos: Photos) -> Markup:
+def _pair_gallery(judged: Judged, pairs: Sequence[Confusion], photos: Photos) -> Markup:
     """Shows for each pair a photo that was mistaken, and one of the class that it was taken for."""
     cards = []
-    for pair in figures.confusions(judged)[:_PAIRS]:
+    for pair in pairs[:_PAIRS]:
         mistaken = (judged.true_name == pair.true) & (judged.names[:, 0] == pair.said)
         shown = [int(np.flatnonzero(mistaken & ~judged.right)[0])]
         others = np.flatnonzero(judged.true_name == pair.said)
@@ -378,15 +370,9 @@ def _card(judged: Judged, photos: Photos, position: int) -> pages.Card:
     )
 
 
-def _passes_gallery(run: str, evaluation: Evaluation, photos: Photos) -> Markup | None:
+def _passes_gallery(judged: Judged, described: Sequence[dict[str, Any]], photos: Photos) -> Markup:
     """Shows the zoom passes on the photo that they helped most, a usual one, and the worst."""
-    try:
-        with open(os.path.join(run, f"zoom-{evaluation.name}.json")) as file:
-            described = json.load(file)
-    except FileNotFoundError:
-        return None
     gained = [one["passes"][-1]["iou"] - one["passes"][0]["iou"] for one in described]
-    judged = results.judged_of(evaluation)
     order = np.argsort(np.nan_to_num(gained), kind="stable")
     chosen = dict.fromkeys((order[-1], order[len(order) // 2], order[0]))
     cards = []
@@ -407,18 +393,15 @@ def _passes_gallery(run: str, evaluation: Evaluation, photos: Photos) -> Markup 
     return pages.gallery("Zoom passes", cards, page_size=_PASSES)
 
 
-def _made(
-    run: str, data: run_dir.DatasetInfo, records: Sequence[EpochMetrics]
-) -> Iterator[tuple[str, str]]:
+def _made(found: RunResults) -> Iterator[tuple[str, str]]:
     """Yields how the run was made: name and text of each fact."""
-    known = provenance.read(run)
-    for start in known["starts"]:
+    for start in found.starts:
         yield (
             f"started {start['time'].replace('T', ' ').replace('+00:00', ' UTC')}",
             start["command"],
         )
-    if known["starts"]:
-        last = known["starts"][-1]
+    if found.starts:
+        last = found.starts[-1]
         hardware = last["hardware"]
         yield (
             "hardware",
@@ -433,18 +416,18 @@ def _made(
             ),
         )
         yield "versions", ", ".join(f"{name} {text}" for name, text in last["versions"].items())
-    timings = list(known["epochs"].values())
-    if timings:
-        seconds = sum(timing["seconds"] for timing in timings)
-        # The first epoch compiles.
-        speed = float(np.median([timing["images_per_second"] for timing in timings[-5:]]))
-        waited = float(np.median([timing["wait"] for timing in timings[-5:]]))
-        yield "time of the training steps", f"{_duration(seconds)} in {len(timings)} epochs"
+    if timing := found.timing:
+        yield (
+            "time of the training steps",
+            f"{_duration(timing.seconds)} in {timing.epochs} epochs",
+        )
         yield (
             "speed",
-            f"{speed:,.0f} photos a second; {percent(waited)} of the time it waited for data",
+            f"{timing.images_per_second:,.0f} photos a second; {percent(timing.wait)} of the time"
+            " it waited for data",
         )
-    yield "epochs", str(len(records))
+    data = found.data
+    yield "epochs", str(len(found.epochs))
     yield "data", f"{data.name} at {data.path}, {len(data.class_names):,} classes"
     yield "stored photos", f"{data.height} x {data.width} pixels (height x width), {data.resize}"
     yield "fingerprint of the data", data.fingerprint

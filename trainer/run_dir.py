@@ -5,7 +5,8 @@ runs/NAME/config.json, data.json    settings and data; a run continues only with
           metrics.jsonl             a line for each epoch
           run.json                  commands, versions, hardware, speed
           evaluation-SPLIT.json, predictions-SPLIT.csv, zoom-SPLIT.json, pictures-SPLIT/
-          report.html, curves.png, tensorboard/
+          report.html, results.json what the evaluation says, for people and for programs
+          curves.png, tensorboard/
 """
 
 import contextlib

@@ -51,7 +51,8 @@ def test_the_manifest_comes_last(cars):
     run.main(photo_sets.flags(SOURCE, OUTPUT))
     published = [path for how, path in bucket.LOG if how == "put" and path.startswith(OUTPUT + "/")]
     assert published[-1] == f"{OUTPUT}/dataset.json"
-    assert len(published) == 4
+    assert published[-2] == f"{OUTPUT}/croissant.json"
+    assert len(published) == 5
 
 
 def test_while_it_is_replaced_there_is_no_manifest(cars, expected):

@@ -264,9 +264,11 @@ def test_strange_files_are_not_published(cars, output, monkeypatch):
     kill_after_shards(monkeypatch, flags, 1)
     data = output.parent / "cars.incomplete" / "data"
     (data / "train-00000-of-00009.tfrecord").write_bytes(b"x")
-    (data / "rejected.jsonl").write_bytes(b"x")
+    for name in ("rejected.jsonl", "croissant.json"):
+        (data / name).write_bytes(b"x")
     run.main(flags)
-    assert len(os.listdir(output)) == 4
+    assert len(os.listdir(output)) == 5
+    assert (output / "croissant.json").read_bytes() != b"x"
 
 
 def test_a_second_job_on_the_same_output_is_refused(cars, output, monkeypatch):

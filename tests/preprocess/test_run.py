@@ -21,7 +21,7 @@ from PIL import Image
 
 from preprocess import photos, publish, run, runner, storage
 from tests.preprocess import photo_sets
-from tfrecords import example, manifest, reader
+from tfrecords import croissant, example, manifest, reader
 from tfrecords.errors import FlagError, UserError
 
 
@@ -43,6 +43,7 @@ def test_what_is_written(cars, output):
     info = manifest.read(str(output))
     assert sorted(path.name for path in output.parent.iterdir()) == ["cars"]
     assert {path.name for path in output.iterdir()} == {
+        "croissant.json",
         "dataset.json",
         *(f"train-0000{i}-of-00003.tfrecord" for i in range(3)),
         "validation-00000-of-00001.tfrecord",
@@ -54,6 +55,7 @@ def test_what_is_written(cars, output):
         "test": 6,
     }
     assert info.class_names == list(photo_sets.CLASSES)
+    assert (output / "croissant.json").read_text() == croissant.to_json(info)
     assert info.splits["validation"].class_counts == [2, 2, 2]
     assert (info.rejected, info.unannotated, info.name) == ({}, 0, "cars")
     assert info.parameters["train_shards"] == 3

@@ -31,7 +31,7 @@ def expected(cars, tmp_path_factory):
     output = tmp_path_factory.mktemp("expected") / "out"
     run.main(photo_sets.flags(cars, output, *SHARDS))
     found = photo_sets.contents(output)
-    assert len(found) == 10
+    assert len(found) == 11  # 8 shards, rejected.jsonl, croissant.json, dataset.json
     return found
 
 

@@ -669,6 +669,32 @@ def test_a_box_comes_back_as_it_went(box, height, width, resize):
     assert max(back) <= 1
 
 
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+@pytest.mark.parametrize("size", [(120, 160), (160, 120), (30, 160)])
+def test_a_stored_photo_comes_back_in_its_own_shape_without_black(resize, size):
+    height, width = size
+    pixels = np.maximum(photo_sets.pixels(height, width, 3), 60)
+    options = image.ImageOptions(96, 128, resize)
+    photo = prepare(photo_sets.encode(Image.fromarray(pixels), quality=97), options)
+    whole = image.restore(photo.encoded, height, width, options, 1000)
+    assert whole.size == (width, height)
+    # As near as a photo can come that lost pixels on its way.
+    assert difference(np.asarray(whole).astype(int), pixels.astype(int)) < 12
+    assert np.asarray(whole).min() > 30
+    same = image.restore(photo.encoded, height, width, options)
+    assert same.width / same.height == pytest.approx(width / height, rel=0.02)
+    assert same.width >= photo.content[3]
+    assert same.height >= photo.content[2]
+    small = image.restore(photo.encoded, height, width, options, 40)
+    assert max(small.size) == 40
+
+
+def test_a_strip_does_not_come_back_as_millions_of_pixels():
+    options = image.ImageOptions(48, 64)
+    photo = prepare(photo_sets.photo(2, 900), options)
+    assert max(image.restore(photo.encoded, 2, 900, options).size) == 3200
+
+
 def test_a_box_beside_the_letterbox_comes_back_clipped():
     options = image.ImageOptions(100, 100, "letterbox")
     content = image.content_size(100, 200, options)

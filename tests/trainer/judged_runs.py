@@ -61,7 +61,7 @@ def write_run(
     judged = predictions.read(path)
     values = figures.of_photos(judged)
     found = {name: float(value.mean()) for name, value in values.items()}
-    more = {"data": data.path, "step": 3, "zoom_passes": 1, "flip_tta": False}
+    more = {"data": data.path, "step": 3, **dataclasses.asdict(config.inference)}
     run_dir.write_json(run, "evaluation-test.json", found | {"num_examples": len(judged)} | more)
     with open(os.path.join(run, "metrics.jsonl"), "w") as file:
         for epoch in (1, 2, 3):

@@ -10,9 +10,10 @@ import sys
 import numpy as np
 import pytest
 
+from tests.tfrecords import datasets
 from tests.trainer import judged_runs
 from tfrecords.errors import FlagError, UserError
-from trainer import compare, configs, figures, run_dir
+from trainer import compare, configs, figures, run_dir, task
 
 CLASSES = ["<b>Audi</b> TTS", "Ram C/V", "Citroën 2CV", "Ford", "Volvo", "smart"]
 OTHER = configs.replace(judged_runs.CONFIG, {"seed": 7, "optimizer.ema": 0.5})
@@ -78,6 +79,53 @@ def test_the_page_shows_what_one_gets_right_and_the_other_wrong(runs, tmp_path, 
     assert {row[0] for row in table if row[-1] == "two"} == set(two.photo[two.right & ~one.right])
     assert "<b>Audi" not in page.replace("\\u003cb", "")
     assert not re.search(r"https?://|@import|url\(", re.sub(r"data:image[^\"]*", "", page))
+
+
+def test_other_configs_and_inputs_on_the_same_records_are_compared(runs, tmp_path, capsys):
+    _, data = run_dir.read(runs[0])
+    by = {
+        "default": configs.replace(
+            configs.load("default"), {"model.input_height": 32, "model.input_width": 32}
+        ),
+        "baseline": configs.replace(configs.load("baseline"), {"downscale": 2}),
+    }
+    for seed, (name, config) in enumerate(by.items(), start=3):
+        judged_runs.write_run(str(tmp_path / name), data, seed, config)
+    page = tmp_path / "page.html"
+    both = [str(tmp_path / name) for name in by]
+    compare.main([*both, f"--html={page}"])
+    said = " ".join(capsys.readouterr().out.split())
+    # Every setting that differs is named, those of inference and the input's size too.
+    flat = [configs.flatten(config) for config in by.values()]
+    differing = {key for key in flat[0] if flat[0][key] != flat[1][key]}
+    assert {"inference.zoom_passes", "model.input_height", "downscale"} <= differing
+    for key in differing:
+        assert f"{key} {flat[0][key]} {flat[1][key]}" in said
+    for key in flat[0].keys() - differing:
+        assert f" {key} " not in said
+    text = page.read_text(encoding="utf-8")
+    assert "2 zoom passes, flipped too" in text
+    assert "0 zoom passes" in text
+    assert "Only baseline is right" in text
+
+
+@pytest.mark.slow
+def test_a_trained_default_and_a_trained_baseline_are_compared(tmp_path, capsys):
+    records = datasets.records
+    os.makedirs(tmp_path / "data")
+    splits = {"train": [records(0, 8)], "test": [records(40, 7)]}
+    datasets.write(str(tmp_path / "data"), splits)
+    small = ["--strategy=one", f"--data={tmp_path / 'data'}", "--weights=none", "--epochs=1",
+             "--batch_size=4", "--config.model.alpha=0.35", "--config.model.filters=8"]  # fmt: skip
+    runs = [str(tmp_path / name) for name in ("default", "baseline")]
+    for run in runs:
+        task.main([*small, f"--config={os.path.basename(run)}", f"--run={run}"])
+    capsys.readouterr()
+    compare.main(runs)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "7 photos of the test split of tiny" in said
+    assert "inference.zoom_passes 2 0" in said
+    assert "loss.box 5*l1+2*giou squared_error" in said
 
 
 def test_runs_on_different_data_are_refused(runs, tmp_path):

@@ -132,6 +132,18 @@ def test_an_export_reads_photos_as_its_run_does(run, exported):
     assert said["jpeg_quality"] == 95
 
 
+def test_the_card_says_where_an_export_reads_photos_otherwise_than_evaluation(exported):
+    with open(os.path.join(exported, "README.md"), encoding="utf-8") as file:
+        assert "of their size" not in file.read()
+    said = runtimes.read(exported).facts | {"downscale": 2}
+    sure, bbox = np.float32([[0.9, 0.1]]), np.ones((1, 4), np.float32)
+    run = verify.Verdicts(bbox, sure, bbox, np.zeros(1, int), 0.1, sure)
+    examples = verify.Examples(np.zeros((1, 8, 8, 3), np.uint8), bbox, np.zeros(1, int), [])
+    text = " ".join(card.readme(said, [], "", run, examples).split())
+    assert f"decoded records of {HEIGHT}x{WIDTH} at 1/2 of their size" in text
+    assert "may differ from evaluation's on about 1 of 100 photos" in text
+
+
 def judged(run: str, images: np.ndarray) -> dict[str, np.ndarray]:
     trained = run_dir.load_trained(run)
     found = inference.judge(

@@ -15,8 +15,11 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
+from tests.tfrecords import datasets
 from tests.trainer import commands, judged_runs
+from tfrecords import manifest
 from tfrecords.errors import UserError
 from trainer import configs, figures, inference, predictions, provenance, report, task
 
@@ -41,9 +44,12 @@ def run(data, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> str:
+    """A letterboxed data set: photos of 4:3 in records of 3:2."""
     directory = str(tmp_path_factory.mktemp("tiny"))
-    records = judged_runs.datasets.records
-    judged_runs.datasets.write(directory, {"train": [records(0, 8)], "test": [records(40, 5)]})
+    records = datasets.records
+    stored = manifest.Image(datasets.HEIGHT, datasets.WIDTH, "jpeg", 95, "letterbox")
+    splits = {"train": [records(0, 8)], "test": [records(40, 5)]}
+    datasets.write(directory, splits, image=stored)
     return directory
 
 
@@ -248,6 +254,11 @@ def test_a_training_ends_with_its_page(tiny, tmp_path):
     assert known["starts"][0]["command"] == shlex.join(sys.orig_argv)
     assert known["starts"][0]["versions"]["tensorflow"]
     assert known["epochs"]["1"]["seconds"] > 0
+    drawn = sorted(os.listdir(os.path.join(run, "pictures-test")))
+    assert len(drawn) == 6
+    for name in drawn[:-1]:  # the last is the sheet
+        with Image.open(os.path.join(run, "pictures-test", name)) as picture:
+            assert picture.width / picture.height == pytest.approx(4 / 3, rel=0.02)
     page = read(run, report.FILE_NAME)
     for text in ("photos a second", "tensorflow 2", "replica on", "fingerprint of the data"):
         assert text in page

@@ -341,6 +341,14 @@ def _recipe(said: dict[str, Any]) -> str:
     }
     settings = "\n".join(f"    --config.{key}={value}" for key, value in changed.items())
     photos = "stretched to" if said["resize"] == "stretch" else "fitted on black into"
+    smaller = ""
+    if said["downscale"] > 1:
+        smaller = (
+            f"\nEvaluation decoded records of {said['record_height']}x{said['record_width']} at"
+            f" 1/{said['downscale']} of their size. `read_photo` and the SavedModel bring a photo"
+            " to the small size at once, so that the name may differ from evaluation's on about 1"
+            " of 100 photos; the package carbox goes both steps.\n"
+        )
     return f"""## Data and recipe
 
 Data set `{said["data"]}`, fingerprint `{said["data_fingerprint"][:16]}`, photos {photos}
@@ -350,4 +358,4 @@ the validation split. Config `{said["config"]["name"]}`; what differs from carbo
 ```
 {settings or "    (nothing)"}
 ```
-"""
+{smaller}"""

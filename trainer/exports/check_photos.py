@@ -56,18 +56,11 @@ def from_records(serialized: Sequence[bytes], resize: str) -> list[bytes]:
     photos = []
     for number, place in enumerate(inputs.spread(len(serialized), COUNT)):
         record = example.decode(serialized[place])
-        photos.append(_vary(_as_taken(record, resize), number))
+        options = image.ImageOptions(record.height, record.width, resize)
+        height, width = record.original_height, record.original_width
+        photo = image.restore(record.encoded, height, width, options, _LONGEST)
+        photos.append(_vary(photo, number))
     return photos
-
-
-def _as_taken(record: example.Record, resize: str) -> Image.Image:
-    options = image.ImageOptions(record.height, record.width, resize)
-    height, width = record.original_height, record.original_width
-    top, left, rows, columns = image.content_size(height, width, options)
-    photo = _open(record.encoded).crop((left, top, left + columns, top + rows))
-    scale = min(1.0, _LONGEST / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return photo.resize(size, Image.Resampling.BICUBIC)
 
 
 def _vary(photo: Image.Image, number: int) -> bytes:

@@ -1,11 +1,14 @@
-# The trainer on GPUs, without Beam: its image needs no more than the extra `gpu`. Build it from the
-# repository's root:
+# The trainer on GPUs, without Beam. From the repository's root:
 #
-#     docker build -f docker/Dockerfile -t carbox-trainer .
+#     docker build -f docker/trainer.Dockerfile -t carbox-trainer .
+#
+# EXTRA=train leaves CUDA out: a third of the size, for machines without a GPU.
 #
 # A plain Python base with TensorFlow's own CUDA wheels: the ready-made TensorFlow GPU image of this
 # version has been reported with a cuDNN that does not match. The machine brings the driver only.
-FROM python:3.11-slim
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+FROM ${PYTHON_IMAGE}
+ARG EXTRA=gpu
 
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -21,11 +24,13 @@ RUN useradd --uid 1000 --create-home carbox \
     && chmod -R a+rwX /carbox /home/carbox
 
 # The dependencies before the code, on empty packages: gigabytes that are fetched again only when
-# the versions change, not with every edit.
+# the versions change, not with every edit. All are wheels, so that no compiler is needed.
 WORKDIR /opt/carbox
 COPY pyproject.toml requirements.lock README.md LICENSE ./
+COPY docker/constraints.txt docker/
 RUN mkdir benchmarks carbox preprocess tfrecords trainer \
-    && pip install --constraint requirements.lock ".[gpu]"
+    && pip install --only-binary :all: \
+        --constraint requirements.lock --constraint docker/constraints.txt ".[${EXTRA}]"
 
 COPY carbox carbox
 COPY preprocess preprocess
@@ -34,7 +39,14 @@ COPY trainer trainer
 COPY benchmarks benchmarks
 RUN pip install --no-deps --force-reinstall . && pip check
 
-USER carbox
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="carbox-trainer" \
+    org.opencontainers.image.description="Trains a model that names the object on a photo and draws its box." \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.revision="${REVISION}"
+
+# By number, which clusters can tell from root's.
+USER 1000
 WORKDIR /carbox
 # In this form Python itself gets the SIGTERM of a cluster that takes the machine back, and saves.
 ENTRYPOINT ["python", "-m", "trainer.task"]

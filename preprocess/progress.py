@@ -81,15 +81,16 @@ class Silence:
             self._last, self._changed = signs, now
         elif now - self._changed > self._seconds:
             waited = f"--worker_timeout={self._seconds:g}: for as many seconds"
+            then = "Cancel the job in the cluster if it is still there: it may hold slots"
             if signs == self._first:
                 raise UserError(
                     f"{waited} no worker has begun. Does the cluster have free slots, can it start"
                     " the workers that --environment_type and --environment_config name, and do"
-                    f" they see {self._folder}? Correct that, or wait longer"
+                    f" they see {self._folder}? {then}. Correct that, or wait longer"
                 )
             raise UserError(
-                f"{waited} no worker has shown a sign of life. Finished shards are kept: look into"
-                " the cluster's logs, then run the same command again and it continues"
+                f"{waited} no worker has shown a sign of life. {then}, and look into its logs."
+                " Finished shards are kept: run the same command again and it continues"
             )
 
     def _signs(self) -> object:

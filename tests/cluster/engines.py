@@ -12,7 +12,6 @@ from typing import NamedTuple
 CACHE = Path("~/.cache/carbox-cluster").expanduser()
 FLINK = "apache-flink-libraries==1.19.3"
 _MODULE = "github.com/apache/beam/sdks/v2/go/cmd/prism"
-_SECONDS = 1500  # for each
 
 
 class Engines(NamedTuple):
@@ -78,7 +77,6 @@ def _build(what: str, command: list[str], folder: Path, **environment: str) -> N
         command,
         cwd=folder,
         env=os.environ | environment,
-        timeout=_SECONDS,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

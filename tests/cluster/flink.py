@@ -73,10 +73,11 @@ class Flink:
         until(f"{count} free slots", seconds,
               lambda: self.rest("/overview")["slots-available"] == count)  # fmt: skip
 
-    def rest(self, path: str) -> Any:
+    def rest(self, path: str, method: str = "GET") -> Any:
         """Asks the job manager."""
+        request = urllib.request.Request(f"http://{self.master}{path}", method=method)
         try:
-            with urllib.request.urlopen(f"http://{self.master}{path}", timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=30) as answer:
                 return json.load(answer)
         except urllib.error.URLError as error:
             raise AssertionError(f"{path}: {error}") from error

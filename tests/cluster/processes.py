@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -26,7 +25,8 @@ class Processes:
     def __init__(self, logs: Path):
         """Args: folder of the logs."""
         self.logs = logs
-        self._token = secrets.token_hex(8)
+        self._token = _token(psutil.Process())
+        _end_orphans()
         self._started: list[subprocess.Popen] = []
 
     def start(self, name: str, command: list[str]) -> subprocess.Popen:
@@ -59,7 +59,7 @@ class Processes:
         found = []
         for process in self.alive():
             with contextlib.suppress(psutil.Error):
-                if any("carbox-worker" in part for part in process.cmdline()):
+                if any(part.startswith("--provision_endpoint=") for part in process.cmdline()):
                     found.append(process)
         return found
 
@@ -105,6 +105,23 @@ def listens(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
         return True
     return False
+
+
+def _token(owner: psutil.Process) -> str:
+    return f"{owner.pid}-{owner.create_time()}"
+
+
+def _end_orphans() -> None:
+    """Kills what a run that was killed has left: the children of its children."""
+    alive = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            alive.add(_token(process))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            token = process.environ().get(_MARK)
+            if token and token not in alive:
+                process.kill()
 
 
 def _die_with_parent() -> None:

@@ -65,6 +65,7 @@ def test_workers_of_another_carbox_open_no_photo(cars, output, code):
     assert not output.parent.exists() or not list(output.parent.iterdir())
 
 
+@pytest.mark.slow
 def test_workers_of_an_older_carbox_that_cannot_load_the_job(cars, output, code):
     (code / "preprocess" / "environment.py").unlink()
     with (

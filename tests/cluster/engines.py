@@ -26,7 +26,7 @@ def get() -> Engines:
     """Returns the engines, after building those that the cache lacks."""
     for program in ("java", "mvn", "go"):
         if not shutil.which(program):
-            raise SystemExit(f"{program} is missing: install Java 17, Maven and Go (1.23 or later)")
+            raise SystemExit(f"{program} is missing: install Java 17, Maven and Go (1.26 or later)")
     return Engines(_flink(), _job_server(), _prism())
 
 

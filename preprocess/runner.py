@@ -17,6 +17,10 @@ from tfrecords.errors import FlagError, UserError
 
 _CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
+_COMPATIBLE = re.compile(
+    r"Submission environment: \S*python([\d.]+)_sdk:(\S+)\. "
+    r"Runtime environment: \S*python([\d.]+)_sdk:(\S+)\."
+)
 
 
 def flag_names() -> Collection[str]:
@@ -121,8 +125,15 @@ def _failure(error: Exception) -> str | None:
     )
     if said:
         return said.group(1)
-    missing = re.search(r"(?:ModuleNotFound|Import|Attribute)Error: ([^\n]*)", str(error))
-    if missing and re.search(r"\b(preprocess|tfrecords)\b|No module", missing.group(1)):
+    text = str(error)
+    if found := _COMPATIBLE.search(text):  # Beam compares these itself
+        ours, our_beam, theirs, their_beam = found.groups()
+        return (
+            f"a worker has Python {theirs} and apache-beam {their_beam}; the machine that started"
+            f" the job has Python {ours} and apache-beam {our_beam}. Install the same on both"
+        )
+    missing = re.search(r"\w*(?:NotFound|Import|Attribute)Error: ([^\n]*)", text)
+    if missing and re.search(r"\b(preprocess|tfrecords)\b|No (module|package)", missing.group(1)):
         return (
             f"a worker cannot load the job: {missing.group(1)}. Install there the same"
             " carbox[preprocess] as on the machine that started it"
@@ -133,6 +144,9 @@ def _failure(error: Exception) -> str | None:
 def _failed(parsed: pipeline_options.PipelineOptions, error: Exception) -> UserError:
     runner = parsed.view_as(pipeline_options.StandardOptions).runner
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    causes = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
+    if causes and any(line.endswith("Traceback (most recent call last):") for line in lines):
+        lines = causes[-1:]
     return UserError(f"--runner={runner}: {' '.join(lines[:4]) or type(error).__name__}")
 
 

@@ -75,6 +75,19 @@ def test_workers_of_an_older_carbox_that_cannot_load_the_job(cars, output, code)
         run.main([*photo_sets.flags(cars, output), *flags])
 
 
+@pytest.mark.slow
+def test_workers_of_another_beam(cars, output, code):
+    """Beam compares its own version and Python's; its message becomes a sentence."""
+    (code / "sitecustomize.py").write_text(
+        "import apache_beam.version\napache_beam.version.__version__ = '2.0.1'\n"
+    )
+    with (
+        job_server.portable_flags(str(code)) as flags,
+        pytest.raises(UserError, match=r"^a worker has Python 3\.\d+ and apache-beam 2\.0\.1; the"),
+    ):
+        run.main([*photo_sets.flags(cars, output), *flags])
+
+
 def test_a_worker_that_never_comes(cars, output, tmp_path):
     job_server.script(tmp_path / "bin" / "python", "exec sleep 1000")
     begin = time.monotonic()

@@ -150,7 +150,7 @@ class Test:
         flags = [
             *("--runner=PortableRunner", f"--job_endpoint=localhost:{JOB_PORT}"),
             *("--environment_type=EXTERNAL", f"--environment_config=localhost:{POOL_PORT}"),
-            *("--train_shards=4", "--image_height=64", "--image_width=80"),
+            "--train_shards=4",
         ]
         server = ["python", "-m", "apache_beam.runners.portability.local_job_service_main"]
         volume = f"{self.data}:/carbox/data"

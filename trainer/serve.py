@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags
 
-from tfrecords import command
+from tfrecords import command, remote
 from tfrecords.errors import UserError, extra
 
 with extra("serve"):
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with _listen(FLAGS.host, FLAGS.port) as listener:
         print(f"loading {FLAGS.model}", flush=True)
-        model = predictor.load(FLAGS.model)
+        model = predictor.load(remote.model(FLAGS.model, "model"))
         model.predict_bytes([_gray_photo()])  # the first photo takes seconds
         answers: Counter[int] = Counter()
         server = _server(app.make(model, _name(FLAGS.model), limits, answers))

@@ -172,10 +172,10 @@ def model(path: str, flag: str = "", cache: str | None = None) -> str:
     """
     if not is_remote(path):
         return path
-    bucket, file = Folder(path, flag), ""
+    bucket, file = Folder(path.rstrip("/"), flag), ""
     objects = bucket.objects()
     if not objects:  # a file of an export?
-        parent, _, file = path.rstrip("/").rpartition("/")
+        parent, _, file = bucket.url.rpartition("/")
         objects = Folder(parent, flag).objects() if not parent.endswith("/") else {}
         if EXPORT_FILE in objects and file in {name.partition("/")[0] for name in objects}:
             bucket = dataclasses.replace(bucket, url=parent)
@@ -357,9 +357,11 @@ class Folder:
         scheme = self.url.partition("://")[0]
         package, extra = _EXTRAS.get(scheme, ("fsspec", "gcs"))
         try:
+            # gcsfs would ask by gRPC, with credentials of its own, of which kind a bucket is.
+            os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
             import fsspec
 
-            # It logs what it raises too, with a traceback.
+            # It also logs what it raises, with a traceback.
             logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
             system, root = fsspec.url_to_fs(self.url, use_listings_cache=False)
         except ImportError:

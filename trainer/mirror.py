@@ -14,6 +14,7 @@ last writes; one that was started earlier stops at its next copy.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -62,8 +63,8 @@ class Mirror:
         self._entry = os.path.dirname(self.folder)
         self._writer = uuid.uuid4().hex
         self._run = ""
-        # By name: the file as it was when it was copied; None where the bucket has another one.
-        self._copied: dict[str, _Stamp | None] = {}
+        # By name: stamp and sha256 of the file that was copied; None for one of another process.
+        self._copied: dict[str, tuple[_Stamp, str] | None] = {}
         self._trouble = self._lost = ""
         self._stop = threading.Event()
 
@@ -139,7 +140,7 @@ class Mirror:
         here, there = _newest_step(remote.files(self.folder)), _newest_step(objects)
         same_run = bool(mark) and known.get("run") == mark["run"]
         if same_run and known["writer"] == mark["writer"] and here >= there:
-            self._copied = {name: stamp and tuple(stamp) for name, stamp in known["copied"].items()}
+            self._copied = known["copied"]
             return
         if same_run and here > there:
             print(f"{self.folder} is at step {here}, {self._bucket.url} at {there}: going on here")
@@ -159,7 +160,10 @@ class Mirror:
                 shutil.rmtree(aside)
         objects = {name: found for name, found in objects.items() if name != MARK}
         remote.fetch_run(self._bucket, self.folder, objects)
-        self._copied = dict(remote.files(self.folder))
+        self._copied = {
+            name: (stamp, _sha256(os.path.join(self.folder, name)))
+            for name, stamp in remote.files(self.folder).items()
+        }
 
     def _finish(self, thread: threading.Thread) -> str:
         """Waits until all is copied, and returns what is wrong, if anything."""
@@ -209,12 +213,16 @@ class Mirror:
                 return
             bucket = self._writable()
             for name in sorted(changed, key=_order):
-                index = re.sub(r"\.data-.*", ".index", name)
-                if index != name and index in self._copied:  # saved again, by other bits perhaps
-                    bucket.delete(index)
-                    del self._copied[index]
-                bucket.upload(os.path.join(staged, name), name)
-                self._copied[name] = changed[name]
+                path = os.path.join(staged, name)
+                digest, before = _sha256(path), self._copied.get(name)
+                # A run that goes on may save again what is there, with the same bits.
+                if before is None or before[1] != digest:
+                    index = re.sub(r"\.data-.*", ".index", name)
+                    if index != name and index in self._copied:
+                        bucket.delete(index)
+                        del self._copied[index]
+                    bucket.upload(path, name)
+                self._copied[name] = changed[name], digest
             for name in gone:
                 bucket.delete(name)
                 del self._copied[name]
@@ -237,7 +245,7 @@ class Mirror:
                 found = {
                     name: stamp
                     for name, stamp in _whole_checkpoints(self.folder, part).items()
-                    if self._copied.get(name) != stamp
+                    if self._is_new(name, stamp)
                 }
                 try:
                     for name in found:
@@ -252,7 +260,7 @@ class Mirror:
             if _is_of_checkpoint(name):
                 continue
             there.add(name)
-            if self._copied.get(name) == stamp:
+            if not self._is_new(name, stamp):
                 continue
             source, copy = os.path.join(self.folder, name), os.path.join(staged, name)
             os.makedirs(os.path.dirname(copy), exist_ok=True)
@@ -262,6 +270,10 @@ class Mirror:
                 if _stamp(source) == stamp or name.startswith("tensorboard/"):
                     changed[name] = stamp
         return there, changed
+
+    def _is_new(self, name: str, stamp: _Stamp) -> bool:
+        copied = self._copied.get(name)
+        return copied is None or copied[0] != stamp
 
     def _writable(self) -> remote.Folder:
         """Returns the bucket.
@@ -293,7 +305,11 @@ class Mirror:
         if not os.path.isdir(self.folder):
             return {}
         with contextlib.suppress(OSError, ValueError), open(f"{self._entry}.json") as file:
-            return json.load(file)
+            known = json.load(file)
+            for name, copied in known["copied"].items():
+                if copied:
+                    known["copied"][name] = tuple(copied[0]), copied[1]
+            return known
         return {}
 
 
@@ -381,3 +397,8 @@ def _link(source: str, target: str) -> None:
 def _stamp(path: str) -> _Stamp:
     about = os.stat(path)
     return about.st_size, about.st_mtime_ns
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

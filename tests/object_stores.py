@@ -1,0 +1,179 @@
+"""Object stores on this machine, as processes of their own: S3 by moto, GCS by fake-gcs-server.
+
+Between a store and its users stands a door, which a test shuts to take the store away.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import fsspec
+
+BUCKET = "carbox-tests"
+FAKE_GCS = "github.com/fsouza/fake-gcs-server@v1.56.1"
+TOOLS = os.path.expanduser("~/.cache/carbox-servers")  # where Go puts the server it builds
+
+
+class Door:
+    """Passes connections on to a port; while it is shut, nobody listens and none is left."""
+
+    def __init__(self, target: int):
+        """Opens at a free port, which stays its own."""
+        self._target = target
+        self._passing: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._serve()
+
+    def shut(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for one in self._passing:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        self._passing.clear()
+
+    def open(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._serve()
+
+    def _serve(self) -> None:
+        threading.Thread(target=self._accept, args=[self._listener], daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._target))
+                self._passing += [client, server]
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=_pump, args=pair, daemon=True).start()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+    for one in (source, target):
+        with contextlib.suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store with one bucket.
+
+    Attributes:
+        url: of the bucket.
+        environment: in which a process finds the store.
+        door: to shut and to open.
+    """
+
+    url: str
+    environment: dict[str, str]
+    door: Door
+
+    def objects(self, folder: str) -> dict[str, bytes]:
+        """Returns the objects below a folder of the bucket, by their relative names."""
+        system, root = fsspec.url_to_fs(f"{self.url}/{folder}", use_listings_cache=False)
+        return {path[len(root) + 1 :]: system.cat_file(path) for path in system.find(root)}
+
+    def put(self, folder: str, name: str) -> None:
+        """Copies a local folder into the bucket."""
+        for parent, _, files in os.walk(folder):
+            for file in files:
+                path = os.path.join(parent, file)
+                with open(path, "rb") as content:
+                    self.write(f"{name}/{os.path.relpath(path, folder)}", content.read())
+
+    def write(self, name: str, data: bytes) -> None:
+        system, path = fsspec.url_to_fs(f"{self.url}/{name}", use_listings_cache=False)
+        system.pipe_file(path, data)
+
+
+@contextlib.contextmanager
+def s3() -> Iterator[Store]:
+    """Starts moto."""
+    with _process(lambda port: [sys.executable, "-m", "moto.server", "-p", str(port)]) as port:
+        door = Door(port)
+        environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{door.port}",
+            "AWS_ACCESS_KEY_ID": "tests",
+            "AWS_SECRET_ACCESS_KEY": "tests",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        with _set(environment):
+            fsspec.filesystem("s3", skip_instance_cache=True).mkdir(BUCKET)
+            yield Store(f"s3://{BUCKET}", environment, door)
+
+
+@contextlib.contextmanager
+def gs() -> Iterator[Store]:
+    """Starts fake-gcs-server, which Go builds first where it was not yet."""
+    server = os.path.join(TOOLS, "fake-gcs-server")
+    if not os.path.exists(server):
+        build = ["go", "install", FAKE_GCS]
+        subprocess.run(build, check=True, env={**os.environ, "GOBIN": TOOLS, "GOFLAGS": "-p=1"})
+
+    def command(port: int) -> list[str]:
+        return [server, "-scheme=http", f"-port={port}", "-backend=memory", "-log-level=error"]
+
+    with _process(command) as port:
+        door = Door(port)
+        address = f"http://127.0.0.1:{door.port}"
+        environment = {
+            "STORAGE_EMULATOR_HOST": address,
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+            "GOOGLE_CLOUD_PROJECT": "tests",
+        }
+        with _set(environment):
+            fsspec.filesystem("gs", skip_instance_cache=True).mkdir(BUCKET)
+            yield Store(f"gs://{BUCKET}", environment, door)
+
+
+def has_go() -> bool:
+    """Whether fake-gcs-server is there or can be built."""
+    return bool(shutil.which("go")) or os.path.exists(os.path.join(TOOLS, "fake-gcs-server"))
+
+
+@contextlib.contextmanager
+def _set(environment: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _process(command: Callable[[int], list[str]]) -> Iterator[int]:
+    """Starts a server, waits until it answers, and gives its port."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command(port), **silent) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                with contextlib.suppress(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                assert process.poll() is None, command(port)
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            yield port
+        finally:
+            process.kill()

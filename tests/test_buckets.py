@@ -5,6 +5,7 @@ fake-gcs-server, the tests of gs:// are skipped.
 """
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ from tests import object_stores
 from tests.preprocess import photo_sets
 from tests.tfrecords import datasets
 from tests.trainer import commands
+from tfrecords import remote
 from trainer import history
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -213,7 +215,8 @@ def test_wrong_addresses_and_refusals_name_the_flag(store, data, tmp_path):
     nowhere = f"{scheme}://no-such-bucket-here"
     assert f"--data={nowhere}/x: there is no data set" in error_of(f"--data={nowhere}/x")
     said = error_of(f"--data={data}", f"--run={nowhere}/runs/x")
-    assert f"--run={nowhere}/runs/x" in said
+    assert f"--run={nowhere}/runs/x: there is no such bucket" in said
+    assert not os.path.exists(remote.run_place(str(tmp_path), f"{nowhere}/runs/x"))
 
 
 def test_a_bucket_that_needs_credentials_says_so(store, tmp_path):

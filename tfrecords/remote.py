@@ -260,7 +260,10 @@ class Folder:
     def objects(self) -> dict[str, Object]:
         """Returns all objects below, by their relative names."""
         system, root = self._open()
-        found = self._ask(lambda: system.find(root, detail=True), "")
+        try:
+            found = self._ask(lambda: system.find(root, detail=True), "")
+        except FileNotFoundError:  # not even the bucket is there
+            return {}
         objects: dict[str, Object] = {}
         for path, info in found.items():
             name = path.removeprefix(root).lstrip("/")
@@ -286,12 +289,12 @@ class Folder:
     def write(self, name: str, data: bytes) -> None:
         """Writes a small object."""
         system, root = self._open()
-        self._ask(lambda: system.pipe_file(f"{root}/{name}", data), name)
+        self._put(lambda: system.pipe_file(f"{root}/{name}", data), name)
 
     def upload(self, path: str, name: str) -> None:
         """Copies a local file, which must not change meanwhile; the object appears when whole."""
         system, root = self._open()
-        self._ask(lambda: system.put_file(path, f"{root}/{name}"), name)
+        self._put(lambda: system.put_file(path, f"{root}/{name}"), name)
 
     def delete(self, name: str) -> None:
         """Deletes an object, if it is there."""
@@ -375,6 +378,14 @@ class Folder:
             raise UserError(f"{self.named}: {_reason(error)}.") from None
         return system, root.rstrip("/")
 
+    def _put(self, call: Callable[[], object], name: str) -> None:
+        try:
+            self._ask(call, name)
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.named}: there is no such bucket. Make it, or correct the address."
+            ) from None
+
     def _ask(self, call: Callable[[], _T], name: str) -> _T:
         started, pause, told = time.monotonic(), 0.5, False
         while True:
@@ -390,10 +401,10 @@ class Folder:
                         " what they allow."
                     ) from None
                 if waited >= self.patience:
-                    asked = f" for {waited:.0f} s" if self.patience else ""
+                    advice = " Start the same command again when it does; what is whole is kept."
                     raise UserError(
-                        f"{self.named}: the server has not answered{asked} ({_reason(error)})."
-                        " Start the same command again when it does; what is whole is kept."
+                        f"{self.named}: the server has not answered ({_reason(error)})."
+                        + (advice if self.patience else "")
                     ) from None
                 if not told:
                     print(f"{self.url}: no answer ({_reason(error)}), trying again", flush=True)

@@ -192,10 +192,10 @@ class Mirror:
             except _TakenOverError as error:
                 self._lost, self._trouble = str(error), ""
                 return
-            except (UserError, OSError) as error:
+            except Exception as error:  # whatever it is, a run that is not copied must not seem so
                 if not self._trouble and not last:
                     print(f"warning: {error} The training goes on, and this is tried again.")
-                self._trouble = str(error)
+                self._trouble = str(error) or type(error).__name__
                 if time.monotonic() < deadline:
                     time.sleep(_SECONDS if last else 0)
                     continue
@@ -242,33 +242,26 @@ class Mirror:
         changed: dict[str, _Stamp] = {}
         for part in (run_dir.LAST, run_dir.BEST):
             while True:
-                found = {
-                    name: stamp
-                    for name, stamp in _whole_checkpoints(self.folder, part).items()
-                    if self._is_new(name, stamp)
-                }
+                listed = _whole_checkpoints(self.folder, part)
+                new = {name: stamp for name, stamp in listed.items() if self._is_new(name, stamp)}
                 try:
-                    for name in found:
+                    for name in new:
                         _link(os.path.join(self.folder, name), os.path.join(staged, name))
                 except FileNotFoundError:  # a newer one has replaced it meanwhile
                     shutil.rmtree(os.path.join(staged, part), ignore_errors=True)
                 else:
                     break
-            there |= _whole_checkpoints(self.folder, part).keys() | found.keys()
-            changed |= found
+            there |= listed.keys()
+            changed |= new
         for name, stamp in remote.files(self.folder).items():
             if _is_of_checkpoint(name):
                 continue
             there.add(name)
             if not self._is_new(name, stamp):
                 continue
-            source, copy = os.path.join(self.folder, name), os.path.join(staged, name)
-            os.makedirs(os.path.dirname(copy), exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(source, copy)
-                # One that grows for long, as TensorBoard's do, is taken as it is.
-                if _stamp(source) == stamp or name.startswith("tensorboard/"):
-                    changed[name] = stamp
+                _copy_still(os.path.join(self.folder, name), os.path.join(staged, name))
+                changed[name] = stamp
         return there, changed
 
     def _is_new(self, name: str, stamp: _Stamp) -> bool:
@@ -392,6 +385,16 @@ def _link(source: str, target: str) -> None:
         raise
     except OSError:
         shutil.copyfile(source, target)
+
+
+def _copy_still(source: str, target: str) -> None:
+    """Copies a file, where possible while nobody writes it; TensorBoard's grow for long."""
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    for _ in range(3):
+        before = _stamp(source)
+        shutil.copyfile(source, target)
+        if _stamp(source) == before:
+            return
 
 
 def _stamp(path: str) -> _Stamp:

@@ -149,6 +149,44 @@ def test_wherever_the_copying_ends_the_bucket_holds_a_whole_run(bucket, tmp_path
     assert allowed >= 6
 
 
+def test_while_checkpoints_replace_each_other_the_bucket_always_holds_a_whole_run(
+    tmp_path, monkeypatch
+):
+    seen: list[dict[str, bytes]] = []  # the bucket after each change
+
+    def looked(really):
+        def call(self, *args):
+            really(self, *args)
+            seen.append(objects())
+
+        return call
+
+    for name in ("upload", "delete"):
+        monkeypatch.setattr(remote.Folder, name, looked(getattr(remote.Folder, name)))
+    monkeypatch.setattr(mirror, "_SECONDS", 0.001)
+    with mirror.opened(RUN, str(tmp_path)) as mirrored, mirrored.kept_up():
+        for epoch in range(1, 100):
+            write(mirrored.folder, "metrics.jsonl", '{"epoch": 1}\n' * epoch)
+            for part in ("best", "last"):
+                folder = os.path.join(mirrored.folder, part)
+                write(folder, f"step-{epoch}.data-00000-of-00001", f"data of {epoch}")
+                write(folder, f"step-{epoch}.index", f"index of {epoch}")
+                for ending in ("index", "data-00000-of-00001"):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.remove(f"{folder}/step-{epoch - 1}.{ending}")
+            time.sleep(0.003)
+    copied = set()
+    for files in seen:
+        last, best = (steps_of(n for n in files if n.startswith(p)) for p in ("last/", "best/"))
+        copied |= last
+        if last:
+            assert max(best) >= max(last)
+            assert files["metrics.jsonl"].count(b"\n") >= max(last)
+            assert all(f"last/step-{step}.data-00000-of-00001" in files for step in last)
+    assert len(copied) > 5
+    assert last == best == {99}
+
+
 def test_a_folder_that_is_further_than_the_bucket_is_kept(tmp_path, capsys):
     folder = trained(tmp_path / "one", 5)
     train(folder, 8)  # and the machine lost the bucket

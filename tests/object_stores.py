@@ -1,14 +1,14 @@
-"""Object stores on this machine, as processes of their own: S3 by moto, GCS by fake-gcs-server.
+"""Object stores on this machine, as processes of their own: moto and MinIO, fake-gcs-server.
 
 Between a store and its users stands a door, which a test shuts to take the store away.
 """
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +18,8 @@ import fsspec
 
 BUCKET = "carbox-tests"
 FAKE_GCS = "github.com/fsouza/fake-gcs-server@v1.56.1"
-TOOLS = os.path.expanduser("~/.cache/carbox-servers")  # where Go puts the server it builds
+MINIO = "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
+TOOLS = os.path.expanduser("~/.cache/carbox-servers")
 
 
 class Door:
@@ -71,11 +72,13 @@ class Store:
     """A store with one bucket.
 
     Attributes:
+        name: of the server.
         url: of the bucket.
         environment: in which a process finds the store.
         door: to shut and to open.
     """
 
+    name: str
     url: str
     environment: dict[str, str]
     door: Door
@@ -83,7 +86,12 @@ class Store:
     def objects(self, folder: str) -> dict[str, bytes]:
         """Returns the objects below a folder of the bucket, by their relative names."""
         system, root = fsspec.url_to_fs(f"{self.url}/{folder}", use_listings_cache=False)
-        return {path[len(root) + 1 :]: system.cat_file(path) for path in system.find(root)}
+        return {name: system.cat_file(f"{root}/{name}") for name in self.names(folder)}
+
+    def names(self, folder: str) -> list[str]:
+        """Returns the relative names of the objects below a folder of the bucket."""
+        system, root = fsspec.url_to_fs(f"{self.url}/{folder}", use_listings_cache=False)
+        return [path[len(root) + 1 :] for path in system.find(root)]
 
     def put(self, folder: str, name: str) -> None:
         """Copies a local folder into the bucket."""
@@ -99,30 +107,48 @@ class Store:
 
 
 @contextlib.contextmanager
-def s3() -> Iterator[Store]:
-    """Starts moto."""
-    with _process(lambda port: [sys.executable, "-m", "moto.server", "-p", str(port)]) as port:
-        door = Door(port)
-        environment = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{door.port}",
-            "AWS_ACCESS_KEY_ID": "tests",
-            "AWS_SECRET_ACCESS_KEY": "tests",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        with _set(environment):
-            fsspec.filesystem("s3", skip_instance_cache=True).mkdir(BUCKET)
-            yield Store(f"s3://{BUCKET}", environment, door)
+def moto() -> Iterator[Store]:
+    """Starts moto, which speaks the protocol of S3 and lets everybody in."""
+
+    def command(port: int) -> list[str]:
+        return [sys.executable, "-m", "moto.server", f"--port={port}"]
+
+    with _process(command) as port, _s3("moto", port, "tests") as store:
+        yield store
+
+
+@contextlib.contextmanager
+def minio() -> Iterator[Store]:
+    """Starts MinIO, which speaks the protocol of S3 and knows one user."""
+    with tempfile.TemporaryDirectory() as folder, _set({"MINIO_ROOT_PASSWORD": "minioadmin"}):
+
+        def command(port: int) -> list[str]:
+            return [_tool("minio"), "server", f"--address=127.0.0.1:{port}", folder]
+
+        with _process(command) as port, _s3("minio", port, "minioadmin") as store:
+            yield store
+
+
+@contextlib.contextmanager
+def _s3(name: str, port: int, user: str) -> Iterator[Store]:
+    door = Door(port)
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{door.port}",
+        "AWS_ACCESS_KEY_ID": user,
+        "AWS_SECRET_ACCESS_KEY": user,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with _set(environment):
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir(BUCKET)
+        yield Store(name, f"s3://{BUCKET}", environment, door)
 
 
 @contextlib.contextmanager
 def gs() -> Iterator[Store]:
-    """Starts fake-gcs-server, which Go builds first where it was not yet."""
-    server = os.path.join(TOOLS, "fake-gcs-server")
-    if not os.path.exists(server):
-        build = ["go", "install", FAKE_GCS]
-        subprocess.run(build, check=True, env={**os.environ, "GOBIN": TOOLS, "GOFLAGS": "-p=1"})
+    """Starts fake-gcs-server, which speaks the protocol of GCS and lets everybody in."""
 
     def command(port: int) -> list[str]:
+        server = _tool("fake-gcs-server")
         return [server, "-scheme=http", f"-port={port}", "-backend=memory", "-log-level=error"]
 
     with _process(command) as port:
@@ -135,12 +161,19 @@ def gs() -> Iterator[Store]:
         }
         with _set(environment):
             fsspec.filesystem("gs", skip_instance_cache=True).mkdir(BUCKET)
-            yield Store(f"gs://{BUCKET}", environment, door)
+            yield Store("gs", f"gs://{BUCKET}", environment, door)
 
 
-def has_go() -> bool:
-    """Whether fake-gcs-server is there or can be built."""
-    return bool(shutil.which("go")) or os.path.exists(os.path.join(TOOLS, "fake-gcs-server"))
+def missing(name: str) -> str:
+    """Returns how to get the server of a store, or nothing where it is there."""
+    module = {"minio": MINIO, "gs": FAKE_GCS}.get(name, "")
+    if not module or os.path.exists(_tool(module.rpartition("/")[2].partition("@")[0])):
+        return ""
+    return f"get it by GOBIN={TOOLS} go install {module}"
+
+
+def _tool(name: str) -> str:
+    return os.path.join(TOOLS, name)
 
 
 @contextlib.contextmanager

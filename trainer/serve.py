@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags
 
-from tfrecords import command
+from tfrecords import command, remote
 from tfrecords.errors import UserError, extra
 
 with extra("serve"):
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with _listen(FLAGS.host, FLAGS.port) as listener:
         print(f"loading {path}", flush=True)
-        model = predictor.load(path)
+        model = predictor.load(remote.model(path, "model"))
         model.predict_bytes([_gray_photo()])  # the first photo takes seconds
         answers: Counter[int] = Counter()
         server = _server(app.make(model, _name(path), limits, answers))

@@ -182,28 +182,34 @@ def model(path: str, flag: str = "", cache: str | None = None) -> str:
         else:
             objects = {}
     for _ in range(5):
-        if RUN_FILE in objects:
-            objects = {
-                name: found for name, found in objects.items() if not _ONLY_FOR_TRAINING.match(name)
-            }
-        elif EXPORT_FILE not in objects:
-            raise UserError(
-                f"{bucket.named}: there is no run and no export there. Check the address, and"
-                " whether your credentials allow listing it."
-            )
-        versions = sorted((name, found.version) for name, found in objects.items())
-        key = hashlib.sha256(json.dumps([bucket.url, versions]).encode()).hexdigest()
-        folder = _place(cache, "models", key, bucket.url)
         with contextlib.suppress(FileNotFoundError):
-            _hold(
-                folder,
-                lambda folder=folder: os.path.isdir(folder),  # type: ignore[misc]
-                lambda folder=folder, objects=objects: _fetch_all(bucket, folder, objects),  # type: ignore[misc]
-            )
-            return os.path.join(folder, file) if file else folder
+            return os.path.join(_snapshot(bucket, objects, cache), file).rstrip(os.sep)
         # A training replaced a checkpoint since the listing.
         objects = bucket.objects()
     raise UserError(f"{bucket.named}: it changes faster than it can be fetched. Try again later.")
+
+
+def _snapshot(bucket: "Folder", objects: dict[str, Object], cache: str | None) -> str:
+    """Returns the local folder of a run or an export as it was listed.
+
+    Raises:
+        UserError: it is neither, or it cannot be fetched.
+        FileNotFoundError: an object is no longer there.
+    """
+    if RUN_FILE in objects:
+        objects = {
+            name: found for name, found in objects.items() if not _ONLY_FOR_TRAINING.match(name)
+        }
+    elif EXPORT_FILE not in objects:
+        raise UserError(
+            f"{bucket.named}: there is no run and no export there. Check the address, and whether"
+            " your credentials allow listing it."
+        )
+    versions = sorted((name, found.version) for name, found in objects.items())
+    key = hashlib.sha256(json.dumps([bucket.url, versions]).encode()).hexdigest()
+    folder = _place(cache, "models", key, bucket.url)
+    _hold(folder, lambda: os.path.isdir(folder), lambda: fetch_all(bucket, folder, objects))
+    return folder
 
 
 @contextlib.contextmanager
@@ -450,14 +456,19 @@ def locked(entry: str) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def fetch_run(bucket: Folder, folder: str, objects: Mapping[str, Object]) -> None:
-    """Fetches a run whole, so that it can be trained further.
+def fetch_all(bucket: Folder, folder: str, objects: Mapping[str, Object]) -> None:
+    """Fetches objects into a folder, which appears when all are whole.
 
     Raises:
-        UserError: it cannot be read, or does not fit on the disk.
-        FileNotFoundError: an object is no longer there.
+        UserError: they cannot be read, or do not fit on the disk.
+        FileNotFoundError: one is no longer there.
     """
-    _fetch_all(bucket, folder, objects)
+    partial = f"{folder}.{uuid.uuid4().hex}.partial"
+    try:
+        _fetch(bucket, partial, {name: found.size for name, found in objects.items()}, {})
+        os.rename(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _place(cache: str | None, kind: str, key: str, url: str) -> str:
@@ -502,16 +513,6 @@ def _flock(descriptor: int, how: int) -> bool:
     except OSError:
         pass  # a file system without locks: files still appear whole
     return True
-
-
-def _fetch_all(bucket: Folder, folder: str, objects: Mapping[str, Object]) -> None:
-    """Fetches objects into a folder, which appears when all are whole."""
-    partial = f"{folder}.{uuid.uuid4().hex}.partial"
-    try:
-        _fetch(bucket, partial, {name: found.size for name, found in objects.items()}, {})
-        os.rename(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _fetch(

@@ -159,7 +159,7 @@ class Mirror:
             else:
                 shutil.rmtree(aside)
         objects = {name: found for name, found in objects.items() if name != MARK}
-        remote.fetch_run(self._bucket, self.folder, objects)
+        remote.fetch_all(self._bucket, self.folder, objects)
         self._copied = {
             name: (stamp, _sha256(os.path.join(self.folder, name)))
             for name, stamp in remote.files(self.folder).items()

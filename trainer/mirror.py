@@ -247,10 +247,12 @@ class Mirror:
                 try:
                     for name in new:
                         _link(os.path.join(self.folder, name), os.path.join(staged, name))
+                    # A list that is made while one checkpoint replaces another may hold neither.
+                    if _whole_checkpoints(self.folder, part) == listed:
+                        break
                 except FileNotFoundError:  # a newer one has replaced it meanwhile
-                    shutil.rmtree(os.path.join(staged, part), ignore_errors=True)
-                else:
-                    break
+                    pass
+                shutil.rmtree(os.path.join(staged, part), ignore_errors=True)
             there |= listed.keys()
             changed |= new
         for name, stamp in remote.files(self.folder).items():

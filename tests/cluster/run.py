@@ -171,7 +171,7 @@ class Tests:
         with (code / "preprocess" / "join.py").open("a") as file:
             file.write("# changed\n")
         python = f"exec {self._folder}/worker/bin/python -m preprocess.worker"
-        other = script(self._folder / "other.sh", f'PYTHONPATH={code} {python} "$@"')
+        other = script(self._folder / "other.sh", f'cd {code} && PYTHONPATH={code} {python} "$@"')
         for name, command, expected in (
             ("never", sleeper, "no worker has begun"),
             ("missing", self._folder / "missing", "No such file or directory"),

@@ -2,12 +2,16 @@
 
 A worker with other versions, or one that sees other files under the same paths, would write other
 bytes or none. It is stopped before it opens a photo: an `Environment` travels with the settings of
-the pipeline, and to unpickle it where something differs is an error.
+the pipeline, and to unpickle it where something differs is an error. Flink hangs on an error that
+comes so early, so the worker also leaves the reason in the incomplete folder, where the driver
+looks.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import socket
@@ -23,6 +27,9 @@ import preprocess
 import tfrecords
 from preprocess import photos, publish, shard, storage
 from tfrecords.errors import UserError
+
+VARIABLE = "CARBOX_DRIVER"
+"""In the environment of `carbox-worker`: that of the driver as JSON."""
 
 _HEARTBEAT_SECONDS = 5.0
 _HEARTBEAT_SECONDS_REMOTE = 30.0
@@ -59,11 +66,15 @@ class Environment:
     """The driver's environment; every copy of it is in an equal one.
 
     Attributes:
+        folder: the incomplete folder, which all workers share.
+        run: names this run of the pipeline.
         versions: as `versions`.
         csv: a file of the input that each worker must see, if there is one.
         csv_sha256: of its bytes.
     """
 
+    folder: str
+    run: str
     versions: dict[str, str] = field(default_factory=versions)
     csv: storage.Entry | None = None
     csv_sha256: str = ""
@@ -74,7 +85,16 @@ class Environment:
         Raises:
             UserError: this process has other versions.
         """
-        here, there = versions(), state["versions"]
+        self.__dict__.update(state)
+        self.require_versions()
+
+    def require_versions(self) -> None:
+        """Compares this process with the driver.
+
+        Raises:
+            UserError: this process has other versions.
+        """
+        here, there = versions(), self.versions
         names = sorted(here.keys() | there.keys())
         differ = [name for name in names if here.get(name) != there.get(name)]
         if differ:
@@ -82,19 +102,35 @@ class Environment:
                 ", ".join(f"{name} {of.get(name, 'not at all')}" for name in differ)
                 for of in (here, there)
             )
-            raise UserError(
+            raise self.refusal(
                 f"a worker on {socket.gethostname()} has {theirs}; the machine that started the"
                 f" job has {ours}. Install the same on both"
             )
-        self.__dict__.update(state)
+
+    def to_json(self) -> str:
+        """Returns what `carbox-worker` compares before it starts, for its variable `VARIABLE`."""
+        return json.dumps([self.folder, self.run, self.versions])
 
     @classmethod
-    def of(cls, source: storage.Source, csvs: Iterable[storage.Entry]) -> "Environment":
+    def from_json(cls, text: str) -> "Environment":
+        """Parses that."""
+        return cls(*json.loads(text))
+
+    def refusal(self, why: str) -> UserError:
+        """Returns an error, after telling the driver."""
+        with contextlib.suppress(OSError):  # this worker may not see the folder
+            storage.write(refusal_path(self.folder, self.run), why.encode(), sync=False)
+        return UserError(why)
+
+    @classmethod
+    def of(
+        cls, folder: str, run: str, source: storage.Source, csvs: Iterable[storage.Entry]
+    ) -> "Environment":
         """Returns this process's environment, with the smallest of the input's CSVs."""
         csv = min(csvs, key=lambda entry: entry.size, default=None)
         if csv is None:
-            return cls()
-        return cls(csv=csv, csv_sha256=_sha256(source, csv))
+            return cls(folder, run)
+        return cls(folder, run, csv=csv, csv_sha256=_sha256(source, csv))
 
 
 def mark(settings: photos.Settings) -> None:
@@ -115,16 +151,16 @@ def require_shared(settings: photos.Settings, environment: Environment) -> None:
         source = settings.open_source()
         same = not environment.csv or _sha256(source, environment.csv) == environment.csv_sha256
     except (UserError, OSError, ValueError) as error:
-        raise UserError(f"{where} cannot read the input: {error}") from None
+        raise environment.refusal(f"{where} cannot read the input: {error}") from None
     if not same:
-        raise UserError(
+        raise environment.refusal(
             f"{where} sees another input at --input={settings.source} than the machine that"
             " started the job. All machines must see the same files there"
         )
     try:
         storage.read(_mark_path(settings))
     except OSError:
-        raise UserError(
+        raise environment.refusal(
             f"{where} does not see {settings.folder}, where the machine that started the job keeps"
             " what is not finished. All machines must share --output under the same path"
         ) from None
@@ -147,6 +183,11 @@ def heartbeat(settings: photos.Settings) -> None:
 def heartbeat_path(folder: str, run: str) -> str:
     """Returns where the last worker that was alive has left its mark."""
     return f"{folder}/progress/heartbeat-{run}"
+
+
+def refusal_path(folder: str, run: str) -> str:
+    """Returns where a worker says why it does not work."""
+    return f"{folder}/progress/refused-{run}"
 
 
 def _mark_path(settings: photos.Settings) -> str:

@@ -158,9 +158,12 @@ def _run(beam_flags: list[str], started: float) -> None:
         publish.require_free(output, FLAGS.overwrite)
         if note := publish.start(output, fingerprint):
             print(f"  {note}")
-        here = environment.Environment.of(source, [csv.entry for csv in seen.csvs])
+        here = environment.Environment.of(
+            output.incomplete, output.run, source, [csv.entry for csv in seen.csvs]
+        )
         settings = _settings(place, seen, here, output, fingerprint)
         environment.mark(settings.shards)
+        runner.tell_workers(graph, environment.VARIABLE, here.to_json())
         if runner.is_local(options) and seen.num_files > _MANY_FILES:
             photos.HELPERS.start(shard.num_threads())  # they are ready when the join is
         pipeline.LISTED[output.run] = seen.tables
@@ -168,8 +171,8 @@ def _run(beam_flags: list[str], started: float) -> None:
         print(f"  joining rows and photos, after {time.monotonic() - started:.1f} s", flush=True)
         try:
             with progress.shown(progress.Counts(output.incomplete, output.run)):
-                silence = progress.Silence(output.incomplete, output.run, FLAGS.worker_timeout)
-                runner.run(graph, options, silence.check)
+                watch = progress.Watch(output.incomplete, output.run, FLAGS.worker_timeout)
+                runner.run(graph, options, watch.check)
         except UserError:
             publish.forget(output)
             raise

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import logging
 import re
 import socket
@@ -68,6 +69,16 @@ def pipeline(parsed: pipeline_options.PipelineOptions) -> beam.Pipeline:
         return beam.Pipeline(options=parsed)
     except (ValueError, ImportError, RuntimeError) as error:
         raise _failed(parsed, error) from None
+
+
+def tell_workers(graph: beam.Pipeline, name: str, text: str) -> None:
+    """Sets a variable in the environment of the workers that `PROCESS` starts."""
+    portable = graph.options.view_as(pipeline_options.PortableOptions)  # the pipeline's own copy
+    with contextlib.suppress(ValueError, TypeError, AttributeError):  # Beam says what is wrong
+        if portable.environment_type == "PROCESS":
+            config = json.loads(portable.environment_config)
+            config["env"] = config.get("env", {}) | {name: text}
+            portable.environment_config = json.dumps(config)
 
 
 def run(

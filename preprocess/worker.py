@@ -21,15 +21,24 @@ with extra("preprocess"):
     from apache_beam.runners.worker import sdk_worker_main
     from google.protobuf import json_format, text_format
 
+    from preprocess import environment
+
 _CONNECT_SECONDS = 60
 
 
 def main() -> None:
-    """Asks the runner for what it has to say to this worker, and works until it is told to end."""
+    """Asks the runner for what it has to say to this worker, and works until it is told to end.
+
+    Raises:
+        UserError: the driver has other versions.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--id", required=True, help="name that the runner gives this worker")
     parser.add_argument("--provision_endpoint", required=True, help="HOST:PORT of the runner")
     asked, _ = parser.parse_known_args()  # runners differ in what else they pass
+    if driver := os.environ.get(environment.VARIABLE):
+        # Before Beam does: Flink hangs on the error of a worker with another Beam or Python.
+        environment.Environment.from_json(driver).require_versions()
     info = _provision(asked.provision_endpoint, asked.id)
     os.environ |= {
         "WORKER_ID": asked.id,

@@ -33,6 +33,7 @@ from preprocess import sample
 from tests.cluster import engines
 from tests.cluster.flink import Flink
 from tests.cluster.processes import Processes, until
+from tests.preprocess.job_server import script
 
 _BUILD_SECONDS, _TEST_SECONDS = 1500, 1200  # for all engines, for all parts
 _SECONDS = 600.0  # for a job
@@ -161,14 +162,20 @@ class Tests:
         return figures
 
     def no_worker(self) -> dict[str, Any]:
-        """A command that starts no worker, and one that is not there."""
+        """A command that starts no worker, one that is not there, and one of another version."""
         figures = {}
-        sleeper = self._folder / "sleeper"
-        sleeper.write_text("#!/bin/sh\nexec sleep 100000\n")
-        sleeper.chmod(0o755)
+        sleeper = script(self._folder / "sleeper", "exec sleep 100000")
+        code = self._folder / "other"
+        for package in ("preprocess", "tfrecords"):
+            shutil.copytree(self._folder / "source" / package, code / package)
+        with (code / "preprocess" / "join.py").open("a") as file:
+            file.write("# changed\n")
+        python = f"exec {self._folder}/worker/bin/python -m preprocess.worker"
+        other = script(self._folder / "other.sh", f'cd {code} && PYTHONPATH={code} {python} "$@"')
         for name, command, expected in (
             ("never", sleeper, "no worker has begun"),
             ("missing", self._folder / "missing", "No such file or directory"),
+            ("other_version", other, "Install the same on both"),
         ):
             config = "--environment_config=" + json.dumps({"command": str(command)})
             job = self._start(name, self._photos, *self._portable, config, "--worker_timeout=20")

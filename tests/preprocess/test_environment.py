@@ -1,10 +1,13 @@
 """Workers that differ from the driver, or that never come, stop the job in one sentence."""
 
 import dataclasses
+import os
 import pickle
 import re
 import secrets
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -42,11 +45,13 @@ def settings(cars, tmp_path):
     )
 
 
-def entries(cars) -> list[storage.Entry]:
-    return [
+def environment_of(settings, cars) -> environment.Environment:
+    csvs = [
         storage.Entry(path.name, path.stat().st_size, 0, path.stat().st_size)
         for path in sorted(cars.glob("anno_*.csv"))
     ]
+    source = settings.open_source()
+    return environment.Environment.of(settings.folder, settings.run, source, csvs)
 
 
 def test_workers_of_another_carbox_open_no_photo(cars, output, code):
@@ -59,7 +64,7 @@ def test_workers_of_another_carbox_open_no_photo(cars, output, code):
         run.main([*photo_sets.flags(cars, output), *flags])
     assert re.fullmatch(
         rf"a worker on \S+ has carbox \S+ \(code \w+\); the machine that started the job has carbox"
-        rf" {version}\. Install the same on both\. Finished shards .* it continues\.",
+        rf" {version}\. Install the same on both\. .*",
         str(caught.value),
     )
     assert not output.parent.exists() or not list(output.parent.iterdir())
@@ -101,18 +106,43 @@ def test_a_worker_that_never_comes(cars, output, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["python", "apache-beam", "carbox", "numpy", "simplejpeg"])
-def test_each_version_must_be_equal(monkeypatch, name):
-    stored = pickle.dumps(environment.Environment())
-    assert pickle.loads(stored) == environment.Environment()
+def test_each_version_must_be_equal(settings, monkeypatch, name):
+    here = environment.Environment(settings.folder, settings.run)
+    stored = pickle.dumps(here)
+    assert pickle.loads(stored) == here
+    watch = progress.Watch(settings.folder, settings.run, 1000)
+    watch._between = 0
+    watch.check()
     other = environment.versions() | {name: "0.0"}
     monkeypatch.setattr(environment, "versions", lambda: other)
     with pytest.raises(UserError, match=rf"has {name} 0\.0; the machine .* has {name} [\w.]+"):
         pickle.loads(stored)
+    with pytest.raises(UserError, match=rf"has {name} 0\.0; .* Cancel the job in the cluster"):
+        watch.check()  # whatever the runner does with the worker's error
+
+
+def test_carbox_worker_refuses_before_it_starts(settings):
+    """What Beam itself compares fails so early that Flink hangs on it."""
+    here = environment.Environment(settings.folder, settings.run)
+    other = dataclasses.replace(here, versions=here.versions | {"python": "3.99"})
+    done = subprocess.run(
+        [sys.executable, "-m", "preprocess.worker", "--id=1", "--provision_endpoint=localhost:1"],
+        env=os.environ | {environment.VARIABLE: other.to_json()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.search(r"error: a worker on \S+ has python 3\.\d+; the machine .* 3\.99", done.stderr)
+    watch = progress.Watch(settings.folder, settings.run, 1000)
+    watch._between = 0
+    with pytest.raises(UserError, match=r"has python 3\.\d+; .* Cancel the job in the cluster"):
+        watch.check()
 
 
 def test_a_worker_must_see_the_same_input(cars, settings):
     environment.mark(settings)
-    here = environment.Environment.of(settings.open_source(), entries(cars))
+    here = environment_of(settings, cars)
     environment.require_shared(settings, here)
     other = dataclasses.replace(settings, run="0" * 8)  # another process has checked nothing yet
     environment.mark(other)
@@ -125,7 +155,7 @@ def test_a_worker_must_see_the_same_input(cars, settings):
 
 
 def test_a_worker_must_see_the_output(cars, settings):
-    here = environment.Environment.of(settings.open_source(), entries(cars))
+    here = environment_of(settings, cars)
     with pytest.raises(UserError, match="All machines must share --output under the same path"):
         environment.require_shared(settings, here)
 
@@ -133,8 +163,8 @@ def test_a_worker_must_see_the_output(cars, settings):
 def test_a_sign_of_life_is_any_change_in_the_incomplete_folder(settings):
     folder = Path(settings.folder)
     (folder / "whole").mkdir()
-    silence = progress.Silence(settings.folder, settings.run, 0.3)
-    silence._between = 0
+    watch = progress.Watch(settings.folder, settings.run, 0.3)
+    watch._between = 0
     signs = [
         lambda: environment.heartbeat(settings),
         lambda: (folder / "progress" / "train-00000").write_text("[3, 0]"),
@@ -143,10 +173,10 @@ def test_a_sign_of_life_is_any_change_in_the_incomplete_folder(settings):
     for sign in signs:
         time.sleep(0.2)
         sign()
-        silence.check()
+        watch.check()
     time.sleep(0.4)
     with pytest.raises(UserError, match="no worker has shown a sign of life"):
-        silence.check()
+        watch.check()
 
 
 @pytest.mark.parametrize("flags", [[], ["--runner=DirectRunner"], ["--runner=direct"]])

@@ -59,7 +59,7 @@ def settings_of(source: Path, seen: survey.Survey, folder: Path, **more) -> pipe
     )
     environment.mark(shards)
     usual = {
-        "environment": environment.Environment(),
+        "environment": environment.Environment(str(folder), run),
         "labels": seen.labels, "num_buckets": 3, "seed": 42, "validation_fraction": 0.25,
         "num_shards": {"train": None, "validation": None, "test": None}, "shard_bytes": 1e8,
         "max_rejected": 0.01, "first_class": None, "box_unit": None, "limit": None,

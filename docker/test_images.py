@@ -269,7 +269,9 @@ class Test:
     def command(self, name: str, *command: str, volumes: list[str]) -> list[str]:
         """Returns the command that runs another in a container, as the image's user."""
         mounts = [f"--volume={volume}" for volume in volumes]
-        return [*self.buildah, "run", "--isolation=chroot", *mounts, name, "--", *command]
+        # The name is what Beam gives its workers as its address.
+        isolated = ["--isolation=chroot", "--hostname=localhost"]
+        return [*self.buildah, "run", *isolated, *mounts, name, "--", *command]
 
     def inside(self, name: str, *command: str, volumes: list[str]) -> str:
         """Runs a command that must succeed, and returns its output."""

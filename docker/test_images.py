@@ -324,8 +324,9 @@ class Running:
     def signal(self, part: str, number: int) -> None:
         """Signals the Python process whose command has a part: an engine signals it alone."""
         for one in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if one.name().startswith("python") and part in one.cmdline():
+            with contextlib.suppress(psutil.Error, ValueError):  # it has just ended
+                program, *arguments = one.cmdline()
+                if os.path.basename(program).startswith("python") and part in arguments:
                     one.send_signal(number)
                     return
         raise RuntimeError(f"no process of {part}")

@@ -113,18 +113,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     rank, _ = strategy.worker(devices)
     check_batch(config, devices.num_replicas_in_sync)
     report = split_to_report(info)
-    named = vertex.run_folder() if FLAGS.run is None else None
-    run = FLAGS.run or os.path.join("runs", f"{run_dir.shortened(info.name)}-{config.name}")
-    if named:
-        run, _ = named
+    run = FLAGS.run or vertex.run_folder()
+    run = run or os.path.join("runs", f"{run_dir.shortened(info.name)}-{config.name}")
     run_dir.check(run, config, data)
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - only the chief prints; open to the end
     print(plan(config, data, info, devices, run), flush=True)
-    if named:
-        print(f"          that is {named[1]}; --run names another")
-    if board := vertex.describe_tensorboard():
-        print(f"TensorBoard: {board}", flush=True)
 
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -262,6 +256,7 @@ def plan(
             f" global batch size {config.batch_size}",
             f"strategy: {strategy.describe(devices)}, {config.precision}, {jit}",
             f"run:      {run}",
+            *vertex.describe(run_is_given=FLAGS.run is not None),
         )
     )
 

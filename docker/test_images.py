@@ -269,7 +269,9 @@ class Test:
     def command(self, name: str, *command: str, volumes: list[str]) -> list[str]:
         """Returns the command that runs another in a container, as the image's user."""
         mounts = [f"--volume={volume}" for volume in volumes]
-        return [*self.buildah, "run", "--isolation=chroot", *mounts, name, "--", *command]
+        # The name is what Beam gives its workers as its address.
+        isolated = ["--isolation=chroot", "--hostname=localhost"]
+        return [*self.buildah, "run", *isolated, *mounts, name, "--", *command]
 
     def inside(self, name: str, *command: str, volumes: list[str]) -> str:
         """Runs a command that must succeed, and returns its output."""
@@ -322,8 +324,9 @@ class Running:
     def signal(self, part: str, number: int) -> None:
         """Signals the Python process whose command has a part: an engine signals it alone."""
         for one in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if one.name().startswith("python") and part in one.cmdline():
+            with contextlib.suppress(psutil.Error, ValueError):  # it has just ended
+                program, *arguments = one.cmdline()
+                if os.path.basename(program).startswith("python") and part in arguments:
                     one.send_signal(number)
                     return
         raise RuntimeError(f"no process of {part}")

@@ -116,10 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     devices = strategy.make(FLAGS.strategy, FLAGS.replicas, allow_cpu=FLAGS.allow_cpu)
     check_batch(config, devices.num_replicas_in_sync)
     report = split_to_report(info)
-    named = vertex.run_folder() if FLAGS.run is None else None
-    run = FLAGS.run or os.path.join("runs", f"{run_dir.shortened(info.name)}-{config.name}")
-    if named:
-        run, _ = named
+    run = FLAGS.run or vertex.run_folder()
+    run = run or os.path.join("runs", f"{run_dir.shortened(info.name)}-{config.name}")
     if remote.is_remote(run) and strategy.worker(devices)[1] > 1:
         raise UserError(
             f"--run={run}: several machines train in one folder that all of them see. Name such a"
@@ -130,10 +128,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if strategy.worker(devices)[0] > 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - only the chief prints; to the end
         print(plan(config, data, info, devices, mirrored.describe()), flush=True)
-        if named:
-            print(f"          that is {named[1]}; --run names another")
-        if board := vertex.describe_tensorboard():
-            print(f"TensorBoard: {board}", flush=True)
         train_and_report(config, data, info, devices, mirrored, report)
 
 
@@ -297,6 +291,7 @@ def plan(
             f" global batch size {config.batch_size}",
             f"strategy: {strategy.describe(devices)}, {config.precision}, {jit}",
             f"run:      {run}",
+            *vertex.describe(run_is_given=FLAGS.run is not None),
         )
     )
 

@@ -9,16 +9,14 @@ _RUN = ("AIP_MODEL_DIR", "AIP_CHECKPOINT_DIR")
 _TENSORBOARD = "AIP_TENSORBOARD_LOG_DIR"
 
 
-def run_folder() -> tuple[str, str] | None:
-    """Returns the folder that the job names for its model, and the variable that does, if any.
+def run_folder() -> str | None:
+    """Returns the folder that the job names for its model, if any.
 
     A run's folder is its model and its checkpoints in one, so that of the checkpoints is used only
     where none is named for the model.
     """
-    for variable in _RUN:
-        if folder := os.environ.get(variable, "").rstrip("/"):
-            return folder, variable
-    return None
+    variable = _run_variable()
+    return os.environ[variable].rstrip("/") if variable else None
 
 
 def tensorboard_folder() -> str | None:
@@ -34,10 +32,23 @@ def tensorboard_folder() -> str | None:
     return folder or None
 
 
-def describe_tensorboard() -> str | None:
-    """Returns one line for the user about where TensorBoard's files go; None outside Vertex AI."""
-    if not (value := os.environ.get(_TENSORBOARD)):
-        return None
-    if folder := tensorboard_folder():
-        return f"{folder} ({_TENSORBOARD})"
-    return f"in the run's folder: {_TENSORBOARD}={value} is not mounted at {MOUNT}"
+def describe(*, run_is_given: bool) -> list[str]:
+    """Returns lines for the user about what the job's environment decides; none outside Vertex AI.
+
+    Args:
+        run_is_given: whether `--run` names the run's folder, and the environment does not.
+    """
+    lines = []
+    if not run_is_given and (variable := _run_variable()):
+        lines.append(f"          which is {variable}; --run names another folder")
+    if value := os.environ.get(_TENSORBOARD):
+        folder = tensorboard_folder()
+        where = f"{folder}, which is {_TENSORBOARD}"
+        if not folder:
+            where = f"in the run's folder; {_TENSORBOARD}={value} is not mounted at {MOUNT}"
+        lines.append(f"TensorBoard: {where}")
+    return lines
+
+
+def _run_variable() -> str | None:
+    return next((name for name in _RUN if os.environ.get(name, "").rstrip("/")), None)

@@ -27,7 +27,7 @@ def test_the_run_goes_where_the_job_says_unless_a_flag_says_otherwise(data, tmp_
     monkeypatch.setenv("AIP_CHECKPOINT_DIR", f"{tmp_path}/checkpoints/")
     said = plan(data)
     assert f"run:      {tmp_path}/checkpoints\n" in said
-    assert "that is AIP_CHECKPOINT_DIR" in said
+    assert "which is AIP_CHECKPOINT_DIR" in said
     monkeypatch.setenv("AIP_MODEL_DIR", f"{tmp_path}/model/")
     assert f"run:      {tmp_path}/model\n" in plan(data)
     said = plan(data, f"--run={tmp_path}/mine")
@@ -37,7 +37,7 @@ def test_the_run_goes_where_the_job_says_unless_a_flag_says_otherwise(data, tmp_
 
 def test_a_bucket_becomes_the_run_as_it_is_written(monkeypatch):
     monkeypatch.setenv("AIP_MODEL_DIR", "gs://bucket/cars/model/")
-    assert vertex.run_folder() == ("gs://bucket/cars/model", "AIP_MODEL_DIR")
+    assert vertex.run_folder() == "gs://bucket/cars/model"
 
 
 def test_summaries_go_to_the_tensorboard_of_the_job(data, tmp_path, monkeypatch):
@@ -45,7 +45,7 @@ def test_summaries_go_to_the_tensorboard_of_the_job(data, tmp_path, monkeypatch)
     (mount / "bucket").mkdir(parents=True)
     monkeypatch.setattr(vertex, "MOUNT", str(mount))
     monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", "gs://bucket/cars/logs/")
-    assert f"TensorBoard: {mount}/bucket/cars/logs (AIP_TENSORBOARD" in plan(data, f"--run={run}")
+    assert f"TensorBoard: {mount}/bucket/cars/logs, which is AIP" in plan(data, f"--run={run}")
     tensorboard.write_config(str(run), configs.load("sample"))
     assert list((mount / "bucket" / "cars" / "logs" / "train").glob("events.out.tfevents.*"))
     assert not run.exists()

@@ -172,7 +172,7 @@ def test_a_server_that_is_away_at_the_start_is_waited_for(store, data, tmp_path)
     store.door.open()
     said, complained = process.communicate(timeout=200)
     assert process.returncode == 0, said + complained
-    assert "no answer" in said
+    assert "tiny, 3 classes" in said
 
 
 def test_a_server_that_is_gone_for_good_is_said_and_the_local_run_is_whole(

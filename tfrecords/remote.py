@@ -496,6 +496,7 @@ def _hold(folder: str, is_whole: Callable[[], bool], fetch: Callable[[], None]) 
             if not is_whole():
                 _remove_partial(entry)
                 fetch()
+                print(f"fetched to {folder}", flush=True)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise

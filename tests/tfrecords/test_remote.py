@@ -139,6 +139,7 @@ def test_data_sets_unused_for_long_go_unless_a_process_holds_them(bucket, cars, 
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert started.stdout.readline().startswith("fetched to ")
         return started, started.stdout.readline().strip()
 
     (done, unused), (alive, held) = process("a"), process("ab")

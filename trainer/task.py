@@ -40,6 +40,7 @@ with extra("train"):
         train_state,
         vertex,
         warm_start,
+        workers,
         xla,
     )
     from trainer import input as inputs
@@ -128,6 +129,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if strategy.worker(devices)[0] > 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - only the chief prints; to the end
         print(plan(config, data, info, devices, mirrored.describe()), flush=True)
+        newest = checkpoint.newest(os.path.join(mirrored.folder, run_dir.LAST))
+        alike = {f"--config.{key}": value for key, value in configs.flatten(config).items()} | {
+            "data": data.fingerprint,
+            "checkpoint in --run": newest and os.path.basename(newest),
+        }
+        with workers.losing_none(devices):
+            workers.require_same(devices, alike)
         train_and_report(config, data, info, devices, mirrored, report)
 
 
@@ -201,13 +209,15 @@ def train_and_report(
         if rank == 0:
             hooks = make_hooks(setup, data, profiled, mirrored)
         try:
-            records = train.train_and_evaluate(setup, hooks)
+            with workers.losing_none(devices):
+                records = train.train_and_evaluate(setup, hooks)
         except train.InterruptedRunError as error:
             step = int(setup.state.step.numpy())
             print(f"{error.signal.name}: saved at step {step} in {run}. To continue, run again:")
             print(f"    {shlex.join(sys.orig_argv)}", flush=True)
             sys.exit(EXIT_PREEMPTED if error.signal == signal.SIGTERM else _EXIT_INTERRUPTED)
-        finish(setup, data, records, report)
+        with workers.losing_none(devices):
+            finish(setup, data, records, report)
 
 
 def check_batch(config: configs.Config, replicas: int) -> None:

@@ -1,0 +1,78 @@
+"""Several workers that train alike: what they must agree on, and what is said when one is lost."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from tfrecords.errors import UserError
+from trainer import strategy
+
+# What TensorFlow raises in a worker when another one has ended.
+_LOST = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+    tf.errors.UnavailableError,
+)
+
+
+def require_same(devices: tf.distribute.Strategy, values: Mapping[str, object]) -> None:
+    """Compares what all workers must have alike; each waits here for all others.
+
+    Args:
+        devices: of all workers.
+        values: by what they are called to the user.
+
+    Raises:
+        UserError: the workers have other values; all of them raise it.
+    """
+    if strategy.worker(devices)[1] == 1:
+        return
+    # Of another version the values may have other names, and be of another number.
+    if not _all_equal(devices, {"names": sorted(values)})[0]:
+        raise UserError(
+            "the workers run different versions of carbox. Install the same on all machines."
+        )
+    same = _all_equal(devices, values)
+    if different := [name for name, equal in zip(values, same, strict=True) if not equal]:
+        raise UserError(
+            f"the workers do not have the same {', '.join(different)}. Start the same command on"
+            " all machines, with the same data and the same --run folder."
+        )
+
+
+@contextlib.contextmanager
+def losing_none(devices: tf.distribute.Strategy) -> Iterator[None]:
+    """Turns TensorFlow's error about a worker that has ended into a sentence.
+
+    Raises:
+        UserError: a worker has ended, or cannot be reached.
+    """
+    try:
+        yield
+    except _LOST as error:
+        if strategy.worker(devices)[1] == 1:
+            raise
+        lines = [line.strip() for line in str(error.message).splitlines() if line.strip()]
+        raise UserError(
+            "another worker has ended or cannot be reached, so the training stops. Start the same"
+            " command on all machines again: it goes on from the last checkpoint. TensorFlow says:"
+            f" {lines[0] if lines else type(error).__name__}"
+        ) from None
+
+
+def _all_equal(devices: tf.distribute.Strategy, values: Mapping[str, object]) -> list[bool]:
+    """Returns for each value whether all workers have the same."""
+    digests = [hashlib.sha256(repr(value).encode()).digest()[:8] for value in values.values()]
+    mine = np.frombuffer(b"".join(digests), np.int64)
+    rows = _gather_rows(devices, tf.constant(mine[np.newaxis])).numpy()
+    return (rows == rows[0]).all(axis=0).tolist()
+
+
+@tf.function
+def _gather_rows(devices: tf.distribute.Strategy, row: tf.Tensor) -> tf.Tensor:
+    return strategy.gather(devices, devices.run(lambda mine: mine, (row,)))

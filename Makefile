@@ -27,7 +27,8 @@ check: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -q -m slow --timeout=3600
 
-# Root, Go, `apt-get install buildah debootstrap`, and half an hour. EXTRA=train leaves CUDA out.
+# Root, Go, `apt-get install buildah debootstrap`, a quarter of an hour
+# and 30 GB. EXTRA=train leaves CUDA out.
 EXTRA ?= gpu
 docker-test: .venv/installed
 	$(BIN)/python docker/test_images.py --extra=$(EXTRA)

@@ -8,7 +8,7 @@ certificates that pip has on this machine are lent to the builds and are in no i
 
 Then a job runs on a pool of workers from `preprocess`, `trainer` trains on its records, is stopped
 by SIGTERM and goes on, and `serve` answers a photo with that model. The last line is JSON; a part
-that cannot run fails the test. EXTRA=train builds the trainer without CUDA's 5 GB.
+that cannot run fails the test. EXTRA=train builds the trainer without the 4.4 GB of CUDA.
 """
 
 import argparse

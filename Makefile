@@ -35,7 +35,8 @@ test-slow: .venv/installed
 cluster-test: .venv/installed
 	$(BIN)/python -m tests.cluster.run
 
-# Root, Go, `apt-get install buildah debootstrap`, and half an hour. EXTRA=train leaves CUDA out.
+# Root, Go, `apt-get install buildah debootstrap`, a quarter of an hour
+# and 30 GB. EXTRA=train leaves CUDA out.
 EXTRA ?= gpu
 docker-test: .venv/installed
 	$(BIN)/python docker/test_images.py --extra=$(EXTRA)

@@ -52,7 +52,8 @@ def test_a_lost_worker_ends_the_others_and_the_same_command_reaches_the_same_bit
     undisturbed, run = str(tmp_path / "undisturbed"), str(tmp_path / "run")
     flags = [*recipe, f"--run={run}", "--checkpoint_seconds=0"]
     for worker in start(3, [*recipe, f"--run={undisturbed}"]):
-        assert worker.communicate(timeout=300) and worker.returncode == 0
+        assert worker.communicate(timeout=300)
+        assert worker.returncode == 0
     workers = start(3, flags)
     for line in iter(workers[0].stdout.readline, ""):
         if re.match(r"epoch 3/6: .*100%", line):
@@ -67,7 +68,8 @@ def test_a_lost_worker_ends_the_others_and_the_same_command_reaches_the_same_bit
             assert "Traceback" not in complained
     assert time.monotonic() - killed < 60
     for worker in start(3, flags):
-        assert worker.communicate(timeout=300) and worker.returncode == 0
+        assert worker.communicate(timeout=300)
+        assert worker.returncode == 0
     ours, theirs = commands.saved(run), commands.saved(undisturbed)
     for name in theirs:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)

@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run test check test-slow clean
+.PHONY: run test check test-slow docker-test clean
 
 run: .venv/installed
 	$(BIN)/python -m preprocess.run --runner=DirectRunner --overwrite
@@ -29,6 +29,11 @@ check: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -q -m slow --timeout=3600
+
+# Root, Go, `apt-get install buildah debootstrap`, and half an hour. EXTRA=train leaves CUDA out.
+EXTRA ?= gpu
+docker-test: .venv/installed
+	$(BIN)/python docker/test_images.py --extra=$(EXTRA)
 
 # The lock pins what was tested. The second line installs nothing more than carbox itself: it is there
 # so that pip refuses a lock that contradicts pyproject.toml with all its extras.

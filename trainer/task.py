@@ -36,6 +36,7 @@ with extra("train"):
         tensorboard,
         train,
         train_state,
+        vertex,
         warm_start,
         xla,
     )
@@ -46,7 +47,12 @@ with extra("train"):
 FLAGS = flags.FlagValues()
 strategy.define_flags(FLAGS)
 command.DEFINE_path("data", "data/tfrecords", "data set to train on", flag_values=FLAGS)
-command.DEFINE_path("run", None, "folder of the run; runs/DATA-CONFIG if absent", flag_values=FLAGS)
+command.DEFINE_path(
+    "run",
+    None,
+    "folder of the run; if absent, the one that Vertex AI names, or runs/DATA-CONFIG",
+    flag_values=FLAGS,
+)
 configs.define_flags(FLAGS)
 command.DEFINE_path(
     "init_from",
@@ -107,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rank, _ = strategy.worker(devices)
     check_batch(config, devices.num_replicas_in_sync)
     report = split_to_report(info)
-    run = FLAGS.run or os.path.join("runs", f"{run_dir.shortened(info.name)}-{config.name}")
+    run = FLAGS.run or vertex.run_folder()
+    run = run or os.path.join("runs", f"{run_dir.shortened(info.name)}-{config.name}")
     run_dir.check(run, config, data)
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - only the chief prints; open to the end
@@ -249,6 +256,7 @@ def plan(
             f" global batch size {config.batch_size}",
             f"strategy: {strategy.describe(devices)}, {config.precision}, {jit}",
             f"run:      {run}",
+            *vertex.describe(run_is_given=FLAGS.run is not None),
         )
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from trainer import configs
+from trainer import configs, vertex
 from trainer.configs import Config
 from trainer.history import EpochMetrics
 
@@ -27,8 +27,8 @@ _SPEED = {
 
 
 def folder(run: str) -> str:
-    """Returns the folder in a run's folder that TensorBoard reads."""
-    return os.path.join(run, "tensorboard")
+    """Returns the folder that TensorBoard reads: in the run's folder, or where Vertex AI looks."""
+    return vertex.tensorboard_folder() or os.path.join(run, "tensorboard")
 
 
 def write_config(run: str, config: Config) -> None:

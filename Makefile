@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: run test check test-slow docker-test clean
+.PHONY: run test check test-slow cluster-test docker-test clean
 
 run: .venv/installed
 	$(BIN)/python -m preprocess.run --runner=DirectRunner --overwrite
@@ -29,6 +29,11 @@ check: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -q -m slow --timeout=3600
+
+# The job on real engines, with failures. It needs Java 17, Maven and Go, and builds the engines once, in
+# ~/.cache/carbox-cluster. At most 45 minutes the first time, then 20.
+cluster-test: .venv/installed
+	$(BIN)/python -m tests.cluster.run
 
 # Root, Go, `apt-get install buildah debootstrap`, and half an hour. EXTRA=train leaves CUDA out.
 EXTRA ?= gpu

@@ -133,7 +133,7 @@ def _measure_speed() -> dict[str, Any]:
     with _work_folder() as folder:
         place = FLAGS.input
         if FLAGS.repeat > 1:
-            place = _repeated(FLAGS.input, f"{folder}/photos", FLAGS.repeat)
+            place = repeated(FLAGS.input, f"{folder}/photos", FLAGS.repeat)
         for number in range(1, FLAGS.rounds + 1):
             figures = _child("limit", place)
             figures |= _run_pool(place, f"{folder}/pool.tar")
@@ -443,7 +443,7 @@ def _measure_scale() -> dict[str, Any]:
     figures: list[dict[str, float]] = []
     with _work_folder() as folder:
         for times in (1, 2, 4, 8):
-            place = _repeated(FLAGS.input, f"{folder}/photos{times}", times)
+            place = repeated(FLAGS.input, f"{folder}/photos{times}", times)
             one = _run_job(place, f"{folder}/out") | {"times": times}
             one["ms_a_photo"] = 1000 / max(one["steady"], 1e-9)
             figures.append(one)
@@ -459,8 +459,17 @@ def _measure_scale() -> dict[str, Any]:
     return {"runs": figures, "bytes_a_photo": growth}
 
 
-def _repeated(place: str, folder: str, times: int) -> str:
-    """Makes a folder with each photo under so many names, as hard links."""
+def repeated(place: str, folder: str, times: int) -> str:
+    """Makes a folder with each photo under so many names, as hard links.
+
+    Args:
+        place: of the data set, a folder or a zip.
+        folder: to make.
+        times: how many names.
+
+    Returns:
+        `folder`.
+    """
     once = f"{folder}-once"
     if os.path.isdir(place):
         shutil.copytree(place, once)

@@ -31,7 +31,17 @@ from apache_beam.pvalue import AsDict, AsIter, AsSingleton, TaggedOutput
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from preprocess import annotations, join, photos, shard, split, statistics, storage, tables
+from preprocess import (
+    annotations,
+    environment,
+    join,
+    photos,
+    shard,
+    split,
+    statistics,
+    storage,
+    tables,
+)
 from preprocess.facts import Facts, SumFacts, contradiction
 from preprocess.survey import PHOTO_PATH, Annotations
 
@@ -53,6 +63,7 @@ class Settings:
 
     Attributes:
         shards: what the workers that write shards need to know.
+        environment: what each worker must share with the driver.
         labels: class folder to label.
         num_buckets: of the join.
         seed: of the split and the order.
@@ -65,6 +76,7 @@ class Settings:
     """
 
     shards: photos.Settings
+    environment: environment.Environment
     labels: dict[str, int]
     num_buckets: int
     seed: int
@@ -75,6 +87,11 @@ class Settings:
     first_class: int | None
     box_unit: str | None
     limit: int | None
+
+    def begin(self) -> None:
+        """Does what each step does first: checks the worker, and shows that it is alive."""
+        environment.require_shared(self.shards, self.environment)
+        environment.heartbeat(self.shards)
 
     @property
     def class_names(self) -> list[str]:
@@ -159,7 +176,7 @@ def build(pipeline: beam.Pipeline, settings: Settings, csvs: list[Annotations]) 
         joined.good
         | "HashesOfClasses" >> beam.FlatMap(hashes_of_classes)
         | "GroupByClass" >> beam.GroupByKey()
-        | "DrawValidation" >> beam.Map(draw_validation, settings.validation_fraction)
+        | "DrawValidation" >> beam.Map(draw_validation, settings)
     )
     shards = joined.good | "AssignShards" >> beam.ParDo(
         AssignShards(settings), AsDict(draws)
@@ -195,6 +212,7 @@ class ReadRows(beam.DoFn):
     def process(self, csv: Annotations) -> Iterator[Any]:
         """Reads one CSV."""
         settings, layout = self._settings, csv.layout
+        settings.begin()
         with shard.naming(layout.file):
             data = settings.shards.open_source().read(csv.entry)
         facts = Facts(digests={layout.split: hashlib.sha256(data).hexdigest()})
@@ -204,6 +222,7 @@ class ReadRows(beam.DoFn):
         )
         done = 0
         for frame in frames:
+            environment.heartbeat(settings.shards)
             _count_rows(facts, frame, layout.file)
             if settings.limit is not None:
                 # They are joined too: a contradiction may show only further down.
@@ -240,9 +259,11 @@ class ListPhotos(beam.DoFn):
     def process(self, _: str) -> Iterator[Any]:
         """Lists the source, unless this process has done so already."""
         settings = self._settings
+        settings.begin()
         facts = Facts()
         known = LISTED.pop(settings.shards.run, None)
         for table in known or settings.shards.open_source().scan():
+            environment.heartbeat(settings.shards)
             parts = pc.extract_regex(table["path"], PHOTO_PATH)
             found = pc.is_valid(parts)
             parts, table = parts.filter(found), table.filter(found)
@@ -311,6 +332,7 @@ class Join(beam.DoFn):
     def process(self, element: tuple[int, dict[str, Iterable[pa.Table]]]) -> Iterator[Any]:
         """Joins one bucket."""
         settings, (_, sides) = self._settings, element
+        environment.heartbeat(settings.shards)
         rows, photos = (
             pa.concat_tables([schema.empty_table(), *sides[side]]).to_pandas()
             for side, schema in (("rows", tables.ROWS), ("photos", tables.PHOTOS))
@@ -372,12 +394,12 @@ def hashes_of_classes(table: pa.Table) -> Iterator[tuple[int, tuple[bytes, int]]
 
 
 def draw_validation(
-    element: tuple[int, Iterable[tuple[bytes, int]]], fraction: float
+    element: tuple[int, Iterable[tuple[bytes, int]]], settings: Settings
 ) -> tuple[int, split.Draw]:
     """Draws the validation photos of a class."""
     label, parts = element
     train, test = zip(*parts, strict=True)
-    return label, split.draw(train, sum(test), fraction)
+    return label, split.draw(train, sum(test), settings.validation_fraction)
 
 
 def counts_of_shards(draws: Iterable[split.Draw], settings: Settings) -> dict[str, int]:
@@ -418,6 +440,7 @@ class AssignShards(beam.DoFn):
         self, table: pa.Table, draws: dict[int, split.Draw]
     ) -> Iterator[tuple[str, pa.Table]]:
         """Takes a table."""
+        environment.heartbeat(self._settings.shards)
         self._draws = draws
         self._tables.append(table)
         self._rows += len(table)
@@ -500,6 +523,7 @@ class WriteFiles(beam.DoFn):
         if name.startswith(_REJECTED):
             self._write_rejected(name, rows)
         elif not refusal:
+            self._settings.begin()
             yield from _counted(self._writer.add(name, rows))
 
     def finish_bundle(self) -> Iterator[WindowedValue]:

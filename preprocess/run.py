@@ -21,7 +21,7 @@ from tfrecords.errors import UserError, extra
 from tfrecords.quiet import quiet_imports
 
 if TYPE_CHECKING:
-    from preprocess import pipeline, publish
+    from preprocess import environment, pipeline, publish
     from preprocess.statistics import Report
     from preprocess.survey import Survey
     from tfrecords.manifest import Manifest
@@ -78,9 +78,20 @@ flags.DEFINE_bool(
     "follow_links", False, "read links that lead out of the input folder", flag_values=FLAGS
 )
 
+flags.DEFINE_float(
+    "worker_timeout", 600.0, "seconds without a sign of life from the workers of a cluster after"
+    " which the job is given up", 1, 1e9, flag_values=FLAGS)  # fmt: skip
+
 _MANY_FILES = 500  # of the input; fewer are done before a process has started
 _EXAMPLES = 5  # rows that a message or the summary names
-_NOT_IN_PARAMETERS = ("input", "output", "overwrite", "max_rejected", "follow_links")
+_NOT_IN_PARAMETERS = (
+    "input",
+    "output",
+    "overwrite",
+    "max_rejected",
+    "follow_links",
+    "worker_timeout",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -117,6 +128,7 @@ def _run(beam_flags: list[str], started: float) -> None:
     """Surveys the input, runs the pipeline, publishes what it made."""
     with extra("preprocess"), quiet_imports():
         from preprocess import (
+            environment,
             photos,
             pipeline,
             progress,
@@ -136,7 +148,8 @@ def _run(beam_flags: list[str], started: float) -> None:
     if not publish.has_traces(output):  # those may have to be repaired first
         publish.require_free(output, FLAGS.overwrite)
     place = _absolute(FLAGS.input or _draw_sample())
-    seen = _blamed("input", lambda: survey.survey(storage.open_source(place, FLAGS.follow_links)))
+    source = _blamed("input", lambda: storage.open_source(place, FLAGS.follow_links))
+    seen = _blamed("input", lambda: survey.survey(source))
     for note in seen.notes:
         print(f"  {note}")
     parameters = _parameters()
@@ -145,7 +158,12 @@ def _run(beam_flags: list[str], started: float) -> None:
         publish.require_free(output, FLAGS.overwrite)
         if note := publish.start(output, fingerprint):
             print(f"  {note}")
-        settings = _settings(place, seen, output, fingerprint)
+        here = environment.Environment.of(
+            output.incomplete, output.run, source, [csv.entry for csv in seen.csvs]
+        )
+        settings = _settings(place, seen, here, output, fingerprint)
+        environment.mark(settings.shards)
+        runner.tell_workers(graph, environment.VARIABLE, here.to_json())
         if runner.is_local(options) and seen.num_files > _MANY_FILES:
             photos.HELPERS.start(shard.num_threads())  # they are ready when the join is
         pipeline.LISTED[output.run] = seen.tables
@@ -153,7 +171,8 @@ def _run(beam_flags: list[str], started: float) -> None:
         print(f"  joining rows and photos, after {time.monotonic() - started:.1f} s", flush=True)
         try:
             with progress.shown(progress.Counts(output.incomplete, output.run)):
-                runner.run(graph, options)
+                watch = progress.Watch(output.incomplete, output.run, FLAGS.worker_timeout)
+                runner.run(graph, options, watch.check)
         except UserError:
             publish.forget(output)
             raise
@@ -218,7 +237,11 @@ def _parameters() -> dict[str, Any]:
 
 
 def _settings(
-    place: str, seen: "Survey", output: "publish.Output", fingerprint: str
+    place: str,
+    seen: "Survey",
+    here: "environment.Environment",
+    output: "publish.Output",
+    fingerprint: str,
 ) -> "pipeline.Settings":
     from preprocess import photos, pipeline
     from tfrecords import image
@@ -242,6 +265,7 @@ def _settings(
             fingerprint=fingerprint,
             run=output.run,
         ),
+        environment=here,
         labels=seen.labels,
         num_buckets=pipeline.num_buckets(seen.num_files, csv_bytes),
         seed=FLAGS.seed,

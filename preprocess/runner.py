@@ -1,19 +1,27 @@
 """Beam's flags and runner: parsed as Beam parses them, mistakes reported in one sentence."""
 
 import argparse
+import contextlib
+import json
 import logging
 import re
 import socket
-from collections.abc import Collection
-from typing import Any
+import time
+from collections.abc import Callable, Collection
 
 import apache_beam as beam
 from apache_beam.options import pipeline_options
+from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from preprocess.shard import WriteFailed
 from tfrecords.errors import FlagError, UserError
 
 _CONNECT_SECONDS = 10.0
+_POLL_SECONDS = 0.5
+_COMPATIBLE = re.compile(
+    r"Submission environment: \S*python([\d.]+)_sdk:(\S+)\. "
+    r"Runtime environment: \S*python([\d.]+)_sdk:(\S+)\."
+)
 
 
 def flag_names() -> Collection[str]:
@@ -52,21 +60,47 @@ def pipeline(parsed: pipeline_options.PipelineOptions) -> beam.Pipeline:
         UserError: there is no such runner here, or the options do not fit it.
     """
     _require_job_server(parsed)
+    if is_local(parsed):
+        # Beam's `DirectRunner` would first look for the binary of another runner on the internet,
+        # so that the same command would run on two runners. This keeps it in Python; there are no
+        # triggers here.
+        parsed.view_as(pipeline_options.TypeOptions).allow_unsafe_triggers = True
     try:
-        return beam.Pipeline(_local_runner(parsed), parsed)
+        return beam.Pipeline(options=parsed)
     except (ValueError, ImportError, RuntimeError) as error:
         raise _failed(parsed, error) from None
 
 
-def run(graph: beam.Pipeline, parsed: pipeline_options.PipelineOptions) -> None:
-    """Runs a pipeline to its end.
+def tell_workers(graph: beam.Pipeline, name: str, text: str) -> None:
+    """Sets a variable in the environment of the workers that `PROCESS` starts."""
+    portable = graph.options.view_as(pipeline_options.PortableOptions)  # the pipeline's own copy
+    with contextlib.suppress(ValueError, TypeError, AttributeError):  # Beam says what is wrong
+        if portable.environment_type == "PROCESS":
+            config = json.loads(portable.environment_config)
+            config["env"] = config.get("env", {}) | {name: text}
+            portable.environment_config = json.dumps(config)
+
+
+def run(
+    graph: beam.Pipeline,
+    parsed: pipeline_options.PipelineOptions,
+    check: Callable[[], object],
+) -> None:
+    """Runs a pipeline to its end; one on a cluster is canceled when it cannot get there.
+
+    Args:
+        graph: the pipeline.
+        parsed: its options.
+        check: is called every second while a cluster works, and raises to give up.
 
     Raises:
         UserError: a worker or the runner could not; the message is the cause alone.
         KeyboardInterrupt: the user stopped it.
     """
     try:
-        graph.run().wait_until_finish()
+        _wait(graph.run(), check)
+    except UserError:
+        raise
     except Exception as error:
         if str(error).startswith("KeyboardInterrupt"):  # Beam turns it into an error
             raise KeyboardInterrupt from None
@@ -80,6 +114,19 @@ def run(graph: beam.Pipeline, parsed: pipeline_options.PipelineOptions) -> None:
         raise _failed(parsed, error) from None
 
 
+def _wait(result: PipelineResult, check: Callable[[], object]) -> None:
+    """Waits for a pipeline, without end only if its runner does so too."""
+    try:
+        while not PipelineState.is_terminal(result.state):
+            check()
+            time.sleep(_POLL_SECONDS)
+        result.wait_until_finish()
+    except (UserError, KeyboardInterrupt):
+        with contextlib.suppress(Exception):  # the first error is the one to report
+            result.cancel()
+        raise
+
+
 def _failure(error: Exception) -> str | None:
     """Returns a worker's message, which some runners pass on as text with its traceback."""
     if isinstance(error, WriteFailed | UserError):
@@ -87,12 +134,30 @@ def _failure(error: Exception) -> str | None:
     said = re.search(
         r"(?:WriteFailed|UserError): ([^\n]*?)\.?(?: \[while running|\n|$)", str(error)
     )
-    return said.group(1) if said else None
+    if said:
+        return said.group(1)
+    text = str(error)
+    if found := _COMPATIBLE.search(text):  # Beam compares these itself
+        ours, our_beam, theirs, their_beam = found.groups()
+        return (
+            f"a worker has Python {theirs} and apache-beam {their_beam}; the machine that started"
+            f" the job has Python {ours} and apache-beam {our_beam}. Install the same on both"
+        )
+    missing = re.search(r"\w*(?:NotFound|Import|Attribute)Error: ([^\n]*)", text)
+    if missing and re.search(r"\b(preprocess|tfrecords)\b|No (module|package)", missing.group(1)):
+        return (
+            f"a worker cannot load the job: {missing.group(1)}. Install there the same"
+            " carbox[preprocess] as on the machine that started it"
+        )
+    return None
 
 
 def _failed(parsed: pipeline_options.PipelineOptions, error: Exception) -> UserError:
     runner = parsed.view_as(pipeline_options.StandardOptions).runner
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    causes = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
+    if causes and any(line.endswith("Traceback (most recent call last):") for line in lines):
+        lines = causes[-1:]
     return UserError(f"--runner={runner}: {' '.join(lines[:4]) or type(error).__name__}")
 
 
@@ -113,24 +178,8 @@ def _require_job_server(parsed: pipeline_options.PipelineOptions) -> None:
 
 def is_local(parsed: pipeline_options.PipelineOptions) -> bool:
     """Whether the pipeline runs in this process, or in others that it starts."""
-    return parsed.view_as(pipeline_options.StandardOptions).runner in (None, "DirectRunner")
-
-
-def _local_runner(parsed: pipeline_options.PipelineOptions) -> Any:
-    """Returns the runner in this process for `DirectRunner`, None for any other.
-
-    Beam's `DirectRunner` first looks for the binary of another runner on the internet, and falls
-    back to this one where it finds none.
-    """
-    if not is_local(parsed):
-        return None
-    from apache_beam.portability.api import beam_provision_api_pb2
-    from apache_beam.runners.portability.fn_api_runner import fn_runner
-    from apache_beam.runners.portability.portable_runner import JobServiceHandle
-
-    encoded = JobServiceHandle.encode_pipeline_options(parsed.get_all_options())
-    provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
-    return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(provision))
+    runner = parsed.view_as(pipeline_options.StandardOptions).runner or "direct"
+    return runner.lower().removesuffix("runner") in ("direct", "fnapi")  # as Beam reads it
 
 
 def _parser() -> argparse.ArgumentParser:

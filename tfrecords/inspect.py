@@ -1,6 +1,8 @@
 """Shows what is in a data set, warns of what hurts training, and verifies every byte on request.
 
 python -m tfrecords.inspect DIR [--verify] [--show=N] [--html=FILE]
+
+DIR may be in a bucket (gs://…, s3://…): --verify reads every byte there, the rest a local copy.
 """
 
 import collections
@@ -16,7 +18,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 from absl import flags
 
-from tfrecords import command, croissant, example, findings, manifest, scan
+from tfrecords import command, croissant, example, findings, manifest, remote, scan
 from tfrecords.errors import UserError, extra
 
 FLAGS = flags.FlagValues()
@@ -32,6 +34,7 @@ flags.DEFINE_integer(
 command.DEFINE_path(
     "html", None, "write a page to look at: classes, boxes, photos, duplicates", flag_values=FLAGS
 )
+remote.define_cache_flag(FLAGS)
 
 _CHUNK = 16  # records that a thread examines at a time
 _THREADS = os.cpu_count() or 1
@@ -56,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(summary(info, directory))
     if FLAGS.verify:
         _print_verification(info, directory)
+    directory = remote.dataset(directory, cache=FLAGS.data_cache)
     print()
     found = []
     for finding in findings.find(info, directory):
@@ -178,11 +182,9 @@ def verify(info: manifest.Manifest, directory: str) -> Iterator[str]:
 
 
 def _list(directory: str) -> list[str]:
-    if "://" not in directory:
+    if not remote.is_remote(directory):
         return os.listdir(directory)
-    import tensorflow as tf  # it is there: the manifest has been read by it
-
-    return tf.io.gfile.listdir(directory)
+    return list(remote.Folder(directory).objects())
 
 
 def _verify_rejected(info: manifest.Manifest, directory: str) -> Iterator[str]:

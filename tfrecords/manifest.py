@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from tfrecords.errors import UserError, extra
+from tfrecords.errors import UserError
 
 FILE_NAME = "dataset.json"
 REJECTED_NAME = "rejected.jsonl"
@@ -97,7 +97,7 @@ def read(directory: str) -> Manifest:
     """Reads and validates the manifest of a data set.
 
     Args:
-        directory: where `dataset.json` is; a local path or one that `tf.io.gfile` opens.
+        directory: where `dataset.json` is, a local path or a remote one; see `tfrecords.remote`.
 
     Raises:
         UserError: there is none, it is not JSON, or it is not a manifest that this version reads.
@@ -111,6 +111,19 @@ def read(directory: str) -> Manifest:
             f"no data set at {directory!r}: {FILE_NAME} is missing or unreadable there."
             " Make one with `python -m preprocess.run --output=DIR`, or name another folder."
         ) from None
+    return parse(data, path)
+
+
+def parse(data: bytes, path: str) -> Manifest:
+    """Returns the manifest that a file holds.
+
+    Args:
+        data: the bytes of `dataset.json`.
+        path: of the file; messages name it.
+
+    Raises:
+        UserError: it is not JSON, or it is not a manifest that this version reads.
+    """
     try:
         return from_json(data.decode())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -146,21 +159,17 @@ def open_file(path: str) -> Iterator[BinaryIO]:
 
     Raises:
         OSError: it cannot be opened or read; `FileNotFoundError` where there is none.
-        UserError: it is remote, and TensorFlow, which reads it, is not installed.
+        UserError: it is remote and cannot be opened.
     """
     if "://" not in path:
         with open(path, "rb") as file:
             yield file
         return
-    with extra("train"):
-        import tensorflow as tf  # only remote paths need it, and it takes seconds to import
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            yield file
-    except tf.errors.NotFoundError as error:
-        raise FileNotFoundError(error.message) from error
-    except tf.errors.OpError as error:
-        raise OSError(error.message) from error
+    from tfrecords import remote  # it reads manifests by this module
+
+    folder, _, name = path.rpartition("/")
+    with remote.Folder(folder).open(name) as file:
+        yield file
 
 
 def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
@@ -189,6 +198,9 @@ def _validate(manifest: Manifest) -> None:
         if name not in SPLITS:
             raise ValueError(f"unknown split {name!r}")
         in_shards = sum(shard.num_examples for shard in split.shards)
+        for shard in split.shards:
+            if os.path.basename(shard.file) != shard.file or shard.file in ("", ".", ".."):
+                raise ValueError(f"split {name}: {shard.file!r} is not the name of a file")
         if split.num_examples != in_shards:
             raise ValueError(
                 f"split {name}: {split.num_examples} examples, {in_shards} in its shards"

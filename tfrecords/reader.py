@@ -11,7 +11,7 @@ import struct
 import numpy as np
 import tensorflow as tf
 
-from tfrecords import example, manifest, pipelines
+from tfrecords import example, manifest, pipelines, remote
 from tfrecords.errors import UserError
 
 
@@ -32,16 +32,17 @@ def decode(serialized: tf.Tensor, height: int, width: int) -> dict[str, tf.Tenso
 
 
 def stream(directory: str, split: str, *, limit: int = -1) -> tf.data.Dataset:
-    """Streams decoded examples in stored order, each time the same, from any file system.
+    """Streams decoded examples in stored order, each time the same.
 
     Args:
-        directory: of the data set.
+        directory: of the data set; a remote one is fetched first (`tfrecords.remote`).
         split: its name.
         limit: at most so many examples; -1 for all.
 
     Raises:
         UserError: there is no such data set or split.
     """
+    directory = remote.local(directory)
     info = manifest.read(directory)
     files = [os.path.join(directory, shard.file) for shard in shards(info, directory, split)]
     # One file after another: parallel reads would interleave the shards, and decoding is what takes
@@ -79,12 +80,13 @@ class Records:
     """
 
     def __init__(self, directory: str, split: str):
-        """Opens a split and finds where each record begins.
+        """Opens a split and finds where each record begins; a remote data set is fetched first.
 
         Raises:
             UserError: no such data set or split, or a shard is missing, of another size than the
                 manifest says, or not made of whole records.
         """
+        directory = remote.local(directory)
         self._paths: list[str] = []
         self._maps: list[mmap.mmap | bytes] = []
         shard_numbers, offsets, lengths = [], [], []

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from absl import flags
 
-from tfrecords import command, pages
+from tfrecords import command, pages, remote
 from tfrecords.errors import extra
 
 with extra("train"):
@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: a run is not there, not evaluated, or was evaluated on other photos.
     """
-    runs = command.parse(FLAGS, argv, usage=__doc__, positional="RUN RUN ...")
+    named = command.parse(FLAGS, argv, usage=__doc__, positional="RUN RUN ...")
+    runs = [remote.model(run) for run in named]
     compared = compare(runs, FLAGS.split)
     if FLAGS.html:
         pages.write(FLAGS.html, page(compared))

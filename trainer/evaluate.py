@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from tfrecords import command, example, manifest
+from tfrecords import command, example, manifest, remote
 from tfrecords.errors import UserError, extra
 
 with extra("train"):
@@ -55,6 +55,7 @@ flags.DEFINE_enum("split", "test", manifest.SPLITS, "photos to evaluate", flag_v
 command.DEFINE_path(
     "baseline", None, "run whose figures the page shows beside the run's", flag_values=FLAGS
 )
+remote.define_cache_flag(FLAGS)
 strategy.define_flags(FLAGS)
 configs.define_flags(FLAGS, sections=["inference"])
 
@@ -68,11 +69,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: there is no run or data set, or they do not fit.
     """
     command.parse(FLAGS, argv, usage=__doc__)
-    run = command.required(FLAGS, "run")
+    run = remote.model(command.required(FLAGS, "run"), "run", FLAGS.data_cache)
     config, data = run_dir.read(run)
-    if FLAGS.baseline:
-        run_dir.read(FLAGS.baseline)  # not only after the evaluation
+    baseline = FLAGS.baseline and remote.model(FLAGS.baseline, "baseline", FLAGS.data_cache)
+    if baseline:
+        run_dir.read(baseline)  # not only after the evaluation
     directory = FLAGS.data or data.path
+    remote.dataset(directory, "data", FLAGS.data_cache)
     info = manifest.read(directory)
     check_same_shape(info, data, directory)
     here = run_dir.describe_data(directory, info)
@@ -85,10 +88,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint.restore(state, best)
     print(f"evaluating {best}", flush=True)
     found, predicted = make_evaluate(devices, network, state, config, split, FLAGS.split)()
-    if strategy.worker(devices)[0] == 0:
+    if strategy.worker(devices)[0] > 0:
+        return
+    with remote.copied_back(FLAGS.run, run, "run"):
         suffix = result_suffix(run, here, config)
         report(network, state, config, split, here, f"{FLAGS.split}{suffix}", found, predicted, run)
-        print(f"report: {run_page.write(run, FLAGS.baseline)}")
+        print(f"report: {run_page.write(run, baseline)}")
 
 
 def make_evaluate(

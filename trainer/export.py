@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import flags
 
-from tfrecords import command, manifest
+from tfrecords import command, manifest, remote
 from tfrecords.errors import FlagError, UserError, extra
 from tfrecords.progress import waiting
 
@@ -101,12 +101,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check_output(FLAGS.output, overwrite=FLAGS.overwrite)
     with contextlib.suppress(RuntimeError):  # TensorFlow has begun to use it
         tf.config.set_visible_devices([], "GPU")
-    trained = run_dir.load_trained(FLAGS.run)
+    run = remote.model(FLAGS.run, "run")
+    trained = run_dir.load_trained(run)
     data = dataclasses.replace(trained.data, path=FLAGS.data or trained.data.path)
+    remote.dataset(data.path, "data")
     trained = dataclasses.replace(trained, data=data)
     evaluate.check_same_shape(manifest.read(data.path), data, data.path)
     with _incomplete(FLAGS.output) as folder:
-        results, problems = export(trained, FLAGS.run, formats, FLAGS.photos, folder)
+        results, problems = export(trained, run, formats, FLAGS.photos, folder)
         if results:
             _publish(folder, FLAGS.output)
     for name, problem in problems.items():

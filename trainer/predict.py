@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 from absl import flags
 
-from tfrecords import command
+from tfrecords import command, remote
 from tfrecords.errors import UserError, extra
 from tfrecords.progress import Progress
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that are not UTF-8 are escaped
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     with contextlib.redirect_stdout(sys.stderr):  # standard output is for the lines alone
-        model = predictor.load(path)
+        model = predictor.load(remote.model(path, "model"))
         print(f"model: {path}, {model.description}", flush=True)
     top = min(FLAGS.top, len(model.class_names))
     write_line = _csv_writer(top) if FLAGS.format == "csv" else _write_json

@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from tfrecords import image
+from tfrecords import image, remote
 from tfrecords.errors import UserError
 from trainer import inference, resources, run_dir
 
@@ -143,17 +143,18 @@ def load(path: str | os.PathLike[str]) -> "Model":
 
     Args:
         path: the run's folder; that of an export, of which the best format is taken for which a
-            runtime is installed; or one of the export's files.
+            runtime is installed; or one of the export's files. All may be in a bucket.
 
     Raises:
         UserError: there is neither, or it cannot be used.
     """
     _be_modest()
-    place = os.path.abspath(os.path.expanduser(os.fspath(path)))
+    path = remote.model(os.fspath(path))
+    place = os.path.abspath(os.path.expanduser(path))
     for folder in (place, os.path.dirname(place)):
         if os.path.isfile(os.path.join(folder, _EXPORT)):
             return _load_export(folder, os.path.relpath(place, folder))
-    return _load_run(os.path.expanduser(os.fspath(path)))
+    return _load_run(os.path.expanduser(path))
 
 
 class Model:

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags
 
-from tfrecords import command
+from tfrecords import command, remote
 from tfrecords.errors import UserError, extra
 
 with extra("serve"):
@@ -39,7 +39,7 @@ with extra("serve"):
     from trainer.serving import app
 
 FLAGS = flags.FlagValues()
-command.DEFINE_path("model", None, "a run or an export", flag_values=FLAGS, required=True)
+command.DEFINE_path("model", None, "a run or an export", flag_values=FLAGS)
 flags.DEFINE_string("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all", flag_values=FLAGS)
 flags.DEFINE_integer("port", 8080, "port to listen on; 0 for any free one", 0, 65535,
                      flag_values=FLAGS)  # fmt: skip
@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: there is no model, or nothing can listen at that address.
     """
     command.parse(FLAGS, argv, usage=__doc__)
+    path = command.required(FLAGS, "model")
     limits = app.Limits(
         max_upload_mb=FLAGS.max_upload_mb,
         max_pixels=FLAGS.max_pixels,
@@ -74,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch_wait_ms=FLAGS.batch_wait_ms,
     )
     with _listen(FLAGS.host, FLAGS.port) as listener:
-        print(f"loading {FLAGS.model}", flush=True)
-        model = predictor.load(FLAGS.model)
+        print(f"loading {path}", flush=True)
+        model = predictor.load(remote.model(path, "model"))
         model.predict_bytes([_gray_photo()])  # the first photo takes seconds
         answers: Counter[int] = Counter()
-        server = _server(app.make(model, _name(FLAGS.model), limits, answers))
+        server = _server(app.make(model, _name(path), limits, answers))
         with _stopped_by_signals(server):
             _announce(listener, len(model.class_names), limits)
             server.run(sockets=[listener])

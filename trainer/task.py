@@ -4,7 +4,8 @@
         [--config=default] [--config.optimizer.ema=0.99 ...] [--epochs=N] [--batch_size=N]
 
 Started again with the same flags, a run continues where it was stopped; with a larger --epochs, a
-finished run is trained further.
+finished run is trained further. --data and --run may be in buckets (gs://..., s3://...): the data
+set is fetched once into --data_cache, the run is trained there and copied to its bucket meanwhile.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from tfrecords import command, manifest
+from tfrecords import command, manifest, remote
 from tfrecords.errors import FlagError, UserError, extra
 
 with extra("train"):
@@ -28,6 +29,7 @@ with extra("train"):
         configs,
         evaluate,
         losses,
+        mirror,
         model,
         pictures,
         provenance,
@@ -53,6 +55,7 @@ command.DEFINE_path(
     "folder of the run; if absent, the one that Vertex AI names, or runs/DATA-CONFIG",
     flag_values=FLAGS,
 )
+remote.define_cache_flag(FLAGS)
 configs.define_flags(FLAGS)
 command.DEFINE_path(
     "init_from",
@@ -105,21 +108,51 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: with `EXIT_PREEMPTED` after SIGTERM, 130 after Ctrl-C.
     """
     command.parse(FLAGS, argv, usage=__doc__)
+    remote.dataset(FLAGS.data, "data", FLAGS.data_cache)
     info = manifest.read(FLAGS.data)
     config = configs.from_flags(FLAGS, "sample" if info.sample else "default")
     losses.box_loss(config.loss.box)
     data = run_dir.describe_data(FLAGS.data, info)
     devices = strategy.make(FLAGS.strategy, FLAGS.replicas, allow_cpu=FLAGS.allow_cpu)
-    rank, _ = strategy.worker(devices)
     check_batch(config, devices.num_replicas_in_sync)
     report = split_to_report(info)
     run = FLAGS.run or vertex.run_folder()
     run = run or os.path.join("runs", f"{run_dir.shortened(info.name)}-{config.name}")
-    run_dir.check(run, config, data)
-    if rank > 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - only the chief prints; open to the end
-    print(plan(config, data, info, devices, run), flush=True)
+    if remote.is_remote(run) and strategy.worker(devices)[1] > 1:
+        raise UserError(
+            f"--run={run}: several machines train in one folder that all of them see. Name such a"
+            " folder, and copy it to the bucket afterwards."
+        )
+    with mirror.opened(run, FLAGS.data_cache) as mirrored:
+        run_dir.check(mirrored.folder, config, data)
+        if strategy.worker(devices)[0] > 0:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - only the chief prints; to the end
+        print(plan(config, data, info, devices, mirrored.describe()), flush=True)
+        train_and_report(config, data, info, devices, mirrored, report)
 
+
+def train_and_report(
+    config: configs.Config,
+    data: run_dir.DatasetInfo,
+    info: manifest.Manifest,
+    devices: tf.distribute.Strategy,
+    mirrored: mirror.Mirror,
+    report: str | None,
+) -> None:
+    """Trains a run to its end, or until a signal stops it, and evaluates it.
+
+    Args:
+        config, data, info: the recipe and the data set.
+        devices: to train on.
+        mirrored: where the run is.
+        report: split to evaluate at the end, if any.
+
+    Raises:
+        UserError: something about the run is not usable.
+        SystemExit: see `main`.
+    """
+    run = mirrored.folder
+    rank, _ = strategy.worker(devices)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     split, validation = (
@@ -140,10 +173,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         fresh=fresh and not FLAGS.init_from,
     )
     if fresh and FLAGS.init_from:
-        print(warm_start.load(network, FLAGS.init_from, data.class_names), flush=True)
+        initial = remote.model(FLAGS.init_from, "init_from", FLAGS.data_cache)
+        print(warm_start.load(network, initial, data.class_names), flush=True)
     with contextlib.ExitStack() as held:
         if rank == 0:
             # Only now: a folder made before a mistake is found would refuse the corrected command.
+            held.enter_context(mirrored.kept_up())
             held.enter_context(run_dir.locked(run))
             run_dir.create(run, config, data)
             provenance.add_start(run, devices)
@@ -164,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         hooks = train.Hooks()
         if rank == 0:
-            hooks = make_hooks(setup, data, profiled)
+            hooks = make_hooks(setup, data, profiled, mirrored)
         try:
             records = train.train_and_evaluate(setup, hooks)
         except train.InterruptedRunError as error:
@@ -262,9 +297,12 @@ def plan(
 
 
 def make_hooks(
-    setup: train.Setup, data: run_dir.DatasetInfo, profiled: tuple[int, int] | None
+    setup: train.Setup,
+    data: run_dir.DatasetInfo,
+    profiled: tuple[int, int] | None,
+    mirrored: mirror.Mirror,
 ) -> train.Hooks:
-    """Returns what is called while the chief trains: TensorBoard and the profiler."""
+    """Returns what is called while the chief trains: TensorBoard, the profiler, the bucket."""
     tensorboard.write_config(setup.run, setup.config)
     shown = setup.validation or setup.train
 
@@ -282,6 +320,7 @@ def make_hooks(
 
     def on_steps(_: int, after: int) -> None:
         nonlocal profiling
+        mirrored.check()
         start, stop = profiled or (0, 0)
         if not profiling and start <= after < stop:
             tf.profiler.experimental.start(tensorboard.folder(setup.run))

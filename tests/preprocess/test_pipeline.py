@@ -22,7 +22,17 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from preprocess import join, pipeline, shard, split, statistics, storage, survey, tables
+from preprocess import (
+    environment,
+    join,
+    pipeline,
+    shard,
+    split,
+    statistics,
+    storage,
+    survey,
+    tables,
+)
 from tests.preprocess import photo_sets
 from tfrecords import example, image
 
@@ -47,7 +57,9 @@ def settings_of(source: Path, seen: survey.Survey, folder: Path, **more) -> pipe
         fingerprint="0123456789abcdef",
         run=run,
     )
+    environment.mark(shards)
     usual = {
+        "environment": environment.Environment(str(folder), run),
         "labels": seen.labels, "num_buckets": 3, "seed": 42, "validation_fraction": 0.25,
         "num_shards": {"train": None, "validation": None, "test": None}, "shard_bytes": 1e8,
         "max_rejected": 0.01, "first_class": None, "box_unit": None, "limit": None,
@@ -260,12 +272,13 @@ def test_hashes_of_classes_tell_train_photos_and_count_test_photos():
     }
 
 
-def test_validation_is_drawn_of_each_class_whatever_tables_its_rows_came_in():
+def test_validation_is_drawn_of_each_class_whatever_tables_its_rows_came_in(tmp_path):
+    settings = made_up(tmp_path)
     paths = [f"{'test' if i % 5 == 0 else 'train'}/X/{i}.jpg" for i in range(200)]
     labels = [1 + i % 3 for i in range(200)]
     table = joined_table(paths, labels)
     whole = dict(
-        pipeline.draw_validation((label, [part]), 0.25)
+        pipeline.draw_validation((label, [part]), settings)
         for label, part in pipeline.hashes_of_classes(table)
     )
     with TestPipeline(runner=FnApiRunner()) as graph:
@@ -274,7 +287,7 @@ def test_validation_is_drawn_of_each_class_whatever_tables_its_rows_came_in():
             | beam.Create([table.slice(120), table.slice(0, 7), table.slice(7, 113)])
             | beam.FlatMap(pipeline.hashes_of_classes)
             | beam.GroupByKey()
-            | beam.Map(pipeline.draw_validation, 0.25)
+            | beam.Map(pipeline.draw_validation, settings)
             | beam.Map(lambda element: (element[0], tuple(element[1])))
         )
         assert_that(draws, equal_to([(label, tuple(one)) for label, one in whole.items()]))
@@ -290,7 +303,7 @@ def test_every_row_gets_its_shard_and_empty_shards_are_named(tmp_path):
     paths = [f"train/A/{i}.jpg" for i in range(20)] + [f"test/A/{i}.jpg" for i in range(6)]
     table = joined_table(paths, [1] * len(paths))
     settings = made_up(tmp_path, num_shards={"train": 15, "validation": 3, "test": 99})
-    draws = [pipeline.draw_validation((label, [part]), 0.25)
+    draws = [pipeline.draw_validation((label, [part]), settings)
              for label, part in pipeline.hashes_of_classes(table)]  # fmt: skip
     keys = {path: int(key) for path, key in
             zip(paths, table["key"].to_numpy(), strict=True)}  # fmt: skip

@@ -426,7 +426,9 @@ def test_metrics_count_what_was_written_and_rejected(cars, output, monkeypatch):
 def test_parameters_hold_every_flag_that_shapes_the_output(cars, output):
     run.main(photo_sets.flags(cars, output))
     parameters = manifest.read(str(output)).parameters.keys()
-    not_shaping = {"input", "output", "overwrite", "max_rejected", "follow_links"}
+    not_shaping = {
+        *("input", "output", "overwrite", "max_rejected", "follow_links", "worker_timeout"),
+    }
     assert set(run.FLAGS) - parameters == not_shaping
     assert str(cars.parent) not in (output / "dataset.json").read_text()
     assert publish.libraries().keys() >= {"simplejpeg", "numpy", "pillow", "python"}

@@ -1,16 +1,11 @@
 """The same input gives the same bytes on every runner, with any number of workers and threads."""
 
-import contextlib
-import os
-import socket
-import subprocess
 import sys
-import time
 
 import pytest
 
 from preprocess import photos, run, shard
-from tests.preprocess import photo_sets
+from tests.preprocess import job_server, photo_sets
 
 
 @pytest.fixture(scope="module")
@@ -80,61 +75,9 @@ def test_processes_as_workers(cars, expected, tmp_path, workers):
 
 def test_portable_runner_with_workers_of_its_own(cars, expected, tmp_path):
     """Everything is pickled to other processes, as on Flink, Spark and Dataflow."""
-    with services() as (jobs, workers):
-        run.main(
-            [
-                *photo_sets.flags(cars, tmp_path / "out", *SHARDS),
-                "--runner=PortableRunner",
-                f"--job_endpoint=localhost:{jobs}",
-                "--environment_type=EXTERNAL",
-                f"--environment_config=localhost:{workers}",
-            ]
-        )
+    worker = job_server.script(
+        tmp_path / "carbox-worker", f'exec {sys.executable} -m preprocess.worker "$@"'
+    )
+    with job_server.portable_flags(None, None, f"--container_executable={worker}") as flags:
+        run.main([*photo_sets.flags(cars, tmp_path / "out", *SHARDS), *flags])
     assert photo_sets.contents(tmp_path / "out") == expected
-
-
-@contextlib.contextmanager
-def services():
-    """Beam's job server and a pool of workers, each a process of its own."""
-    jobs, workers = free_port(), free_port()
-    python = [sys.executable, "-m"]
-    # The pool starts its workers as `python`, whichever comes first on the path.
-    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-    environment = os.environ | {"PATH": path, "PYTHONPATH": os.getcwd()}
-    started = [
-        subprocess.Popen(
-            [*python, module, *flags],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for module, flags in (
-            ("apache_beam.runners.portability.local_job_service_main", ["-p", str(jobs)]),
-            ("apache_beam.runners.worker.worker_pool_main", [f"--service_port={workers}"]),
-        )
-    ]
-    try:
-        for port in (jobs, workers):
-            wait_for(port)
-        yield jobs, workers
-    finally:
-        for process in started:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
-            process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
-            return
-        time.sleep(0.1)
-    pytest.fail(f"nothing listens on port {port}")

@@ -26,6 +26,7 @@ from trainer import (
     configs,
     evaluate,
     history,
+    mirror,
     model,
     run_dir,
     task,
@@ -392,7 +393,7 @@ def test_the_steps_asked_for_are_profiled_from_the_start_or_resumed(data, tmp_pa
         options=train.Options(),
     )
     described = run_dir.describe_data(data, manifest.read(data))
-    hooks = task.make_hooks(setup, described, (3, 8))
+    hooks = task.make_hooks(setup, described, (3, 8), mirror.Mirror(str(tmp_path), None))
     for before, after in calls:
         hooks.on_steps(before, after)
     assert len(list(tmp_path.glob("tensorboard/plugins/profile/*/*.xplane.pb"))) == 1

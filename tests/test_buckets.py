@@ -1,0 +1,254 @@
+"""The whole way through object stores: real servers of S3 and GCS, and what can fail on it.
+
+`make test-slow` runs it, as does `pytest -m slow tests/test_buckets.py`. The servers that Go builds
+are used where they are; what is skipped says how to get one.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from tests import object_stores
+from tests.preprocess import photo_sets
+from tests.tfrecords import datasets
+from tests.trainer import commands
+from tfrecords import remote
+from trainer import history
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SETTINGS = [
+    *commands.SETTINGS,
+    "--strategy=one",
+    "--config.model.dropout=0.2",
+    "--config.inference.zoom_passes=0",
+    "--config.inference.flip_tta=false",
+    "--checkpoint_seconds=0",
+]
+
+
+@pytest.fixture(scope="module", params=["moto", "minio", "gs"])
+def store(request):
+    if how := object_stores.missing(request.param):
+        pytest.skip(how)
+    with getattr(object_stores, request.param)() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def local_data(tmp_path_factory) -> str:
+    folder = str(tmp_path_factory.mktemp("data"))
+    splits = {
+        "train": [datasets.records(0, 9), datasets.records(9, 13)],
+        "validation": [datasets.records(30, 5)],
+        "test": [datasets.records(40, 7)],
+    }
+    datasets.write(folder, splits)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(store, local_data) -> str:
+    store.put(local_data, "sets/tiny")
+    return f"{store.url}/sets/tiny"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local_data, tmp_path_factory) -> str:
+    """The same run on local paths."""
+    run = str(tmp_path_factory.mktemp("runs") / "undisturbed")
+    commands.run("trainer.task", *SETTINGS, "--epochs=6", f"--data={local_data}", f"--run={run}")
+    return run
+
+
+def same_bits(run: str, expected: str) -> None:
+    ours, theirs = commands.saved(run), commands.saved(expected)
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    assert history.read(run) == history.read(expected)
+
+
+def fetched(store, name: str, folder) -> str:
+    """Copies a run as it is in the store now to a local folder, without carbox."""
+    for path, content in store.objects(name).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    return str(folder)
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+
+
+def newest(store, run: str) -> int:
+    """The step of the newest checkpoint of a run in the store."""
+    names = [name for name in store.names(run) if name.startswith("last/step-")]
+    return max((int(name[10:-6]) for name in names if name.endswith(".index")), default=0)
+
+
+def test_machines_that_are_taken_away_one_after_the_other_end_with_the_same_bits(
+    store, data, undisturbed, tmp_path
+):
+    flags = [*SETTINGS, "--epochs=6", f"--data={data}", f"--run={store.url}/runs/killed"]
+    for number in range(3):
+        before = newest(store, "runs/killed")
+        cache = tmp_path / f"machine-{number}"
+        process = commands.start("trainer.task", *flags, f"--data_cache={cache}")
+        wait_for(lambda before=before: newest(store, "runs/killed") > before, process)
+        process.kill()
+        process.communicate()
+        # What is there is whole at this moment.
+        here = fetched(store, "runs/killed", tmp_path / f"seen-{number}")
+        commands.saved(here)
+    said = commands.run("trainer.task", *flags, f"--data_cache={tmp_path / 'last'}")
+    assert "resuming at step" in said
+    assert said.endswith(f"copied to: {store.url}/runs/killed/\n")
+    same_bits(fetched(store, "runs/killed", tmp_path / "whole"), undisturbed)
+
+
+def test_sigterm_leaves_all_in_the_bucket(store, data, tmp_path):
+    flags = [*SETTINGS, "--epochs=40", f"--data={data}", f"--run={store.url}/runs/term"]
+    process = commands.start("trainer.task", *flags, f"--data_cache={tmp_path}")
+    wait_for(lambda: newest(store, "runs/term"), process)
+    process.send_signal(signal.SIGTERM)
+    said, complained = process.communicate(timeout=120)
+    assert process.returncode == 75, said + complained
+    step = int(said.split("SIGTERM: saved at step ")[1].split()[0])
+    assert newest(store, "runs/term") == step
+
+
+def test_a_run_in_a_bucket_is_used_like_a_local_one(store, data, undisturbed, local_data, tmp_path):
+    store.put(undisturbed, "runs/used")
+    run, environment = f"{store.url}/runs/used", {"XDG_CACHE_HOME": str(tmp_path)}
+    (tmp_path / "photo.jpg").write_bytes(datasets.jpeg(3, 200, 300))
+    photo = str(tmp_path / "photo.jpg")
+    for at, path in (("local", undisturbed), ("bucket", run)):
+        said = commands.run("trainer.predict", f"--model={path}", photo, **environment)
+        (tmp_path / at).write_text(said)
+    assert (tmp_path / "local").read_text() == (tmp_path / "bucket").read_text()
+
+    flags = [f"--run={run}", f"--data={data}", "--split=validation", "--strategy=one"]
+    said = commands.run("trainer.evaluate", *flags, **environment)
+    assert f"copied to: {run}/" in said
+    found = json.loads(store.objects("runs/used")["evaluation-validation.json"])
+    assert found["num_examples"] == 5
+    assert found["data"] == data
+    said = commands.run("trainer.compare", run, undisturbed, "--split=test", **environment)
+    assert "only used names 0 photos right" in said
+
+    flags = [f"--run={run}", f"--data={data}", "--formats=keras", f"--output={tmp_path / 'out'}"]
+    commands.run("trainer.export", *flags, **environment)
+    store.put(str(tmp_path / "out"), "exports/used")
+    path = f"--model={store.url}/exports/used"
+    said = commands.run("trainer.predict", path, photo, **environment)
+    assert json.loads(said)["names"][0] == json.loads((tmp_path / "local").read_text())["names"][0]
+
+
+def test_a_server_that_is_away_for_half_a_minute_costs_nothing(store, data, undisturbed, tmp_path):
+    flags = [*SETTINGS, "--epochs=6", f"--data={data}", f"--run={store.url}/runs/away"]
+    process = commands.start("trainer.task", *flags, f"--data_cache={tmp_path / 'cache'}")
+    wait_for(lambda: newest(store, "runs/away"), process)
+    store.door.shut()
+    time.sleep(30)
+    store.door.open()
+    said, complained = process.communicate(timeout=300)
+    assert process.returncode == 0, said + complained
+    assert "Traceback" not in complained
+    same_bits(fetched(store, "runs/away", tmp_path / "whole"), undisturbed)
+
+
+def test_a_server_that_is_away_at_the_start_is_waited_for(store, data, tmp_path):
+    store.door.shut()
+    process = commands.start("tfrecords.inspect", data, f"--data_cache={tmp_path}")
+    time.sleep(10)
+    store.door.open()
+    said, complained = process.communicate(timeout=200)
+    assert process.returncode == 0, said + complained
+    assert "tiny, 3 classes" in said
+
+
+def test_a_server_that_is_gone_for_good_is_said_and_the_local_run_is_whole(
+    store, data, undisturbed, tmp_path
+):
+    flags = [*SETTINGS, "--epochs=6", f"--data={data}", f"--run={store.url}/runs/gone"]
+    process = commands.start("trainer.task", *flags, f"--data_cache={tmp_path}")
+    wait_for(lambda: newest(store, "runs/gone"), process)
+    store.door.shut()
+    try:
+        said, complained = process.communicate(timeout=400)
+    finally:
+        store.door.open()
+    assert process.returncode == 1, said + complained
+    assert "Traceback" not in complained
+    (error,) = [line for line in complained.splitlines() if line.startswith("error: ")]
+    assert f"--run={store.url}/runs/gone: the server has not answered" in error
+    folder = error.split("it is whole in ")[1].split(":")[0]
+    same_bits(folder, undisturbed)
+    # What is in the bucket is an earlier moment of the run, whole.
+    here = fetched(store, "runs/gone", tmp_path / "seen")
+    assert int(commands.saved(here)["step"]) <= 30
+    # The same command copies the rest.
+    commands.run("trainer.task", *flags, f"--data_cache={tmp_path}")
+    same_bits(fetched(store, "runs/gone", tmp_path / "whole"), undisturbed)
+
+
+def test_wrong_addresses_and_refusals_name_the_flag(store, data, tmp_path):
+    cache = f"--data_cache={tmp_path}"
+
+    def error_of(*flags: str, **environment: str) -> str:
+        process = commands.start("trainer.task", *SETTINGS, cache, *flags, **environment)
+        said, complained = process.communicate(timeout=200)
+        assert process.returncode == 1, said + complained
+        (line,) = [line for line in complained.splitlines() if line.startswith("error: ")]
+        assert "Traceback" not in complained
+        return line
+
+    scheme = store.url.partition("://")[0]
+    nowhere = f"{scheme}://no-such-bucket-here"
+    assert f"--data={nowhere}/x: there is no data set" in error_of(f"--data={nowhere}/x")
+    said = error_of(f"--data={data}", f"--run={nowhere}/runs/x")
+    assert f"--run={nowhere}/runs/x: there is no such bucket" in said
+    assert not os.path.exists(remote.run_place(str(tmp_path), f"{nowhere}/runs/x"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "Unable to locate credentials"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "does not match the signature"),
+        ({"AWS_ACCESS_KEY_ID": "stranger"}, "does not exist in our records"),
+    ],
+)
+def test_credentials_that_are_not_there_or_refused(store, data, tmp_path, environment, said):
+    if store.name != "minio":
+        pytest.skip("this store lets everybody in")
+    environment |= {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)}
+    process = commands.start("trainer.task", f"--data={data}", **environment)
+    _, complained = process.communicate(timeout=200)
+    assert process.returncode == 1
+    (line,) = complained.splitlines()
+    assert line.startswith(f"error: --data={data}: ")
+    assert said in line
+
+
+def test_preprocess_reads_from_the_store_and_writes_to_it(store, tmp_path):
+    cars = photo_sets.write(tmp_path / "cars")
+    store.put(str(cars), "photos/cars")
+    commands.run("preprocess.run", *photo_sets.flags(cars, tmp_path / "expected"))
+    expected = photo_sets.contents(tmp_path / "expected")
+    source = f"{store.url}/photos/cars"
+    commands.run("preprocess.run", *photo_sets.flags(source, tmp_path / "out"))
+    assert photo_sets.contents(tmp_path / "out") == expected
+    if store.url.startswith("gs://"):
+        pytest.skip("fake-gcs-server does not understand the batches by which Beam renames")
+    commands.run("preprocess.run", *photo_sets.flags(source, f"{store.url}/sets/cars"))
+    assert store.objects("sets/cars") == expected
+    assert not store.objects("sets/cars.incomplete")

@@ -1,0 +1,245 @@
+"""A run and its bucket: what the bucket holds at every moment, and how a run goes on from it.
+
+The files stand for those of a run. That a training goes on with the same bits, on real servers, is
+in tests/test_buckets.py.
+"""
+
+import contextlib
+import os
+import re
+import time
+
+import fsspec
+import pytest
+
+from tfrecords import remote
+from tfrecords.errors import UserError
+from trainer import mirror
+
+RUN = "memory://box/runs/cars"
+STEPS = (3, 5, 8, 10)  # of checkpoints; an epoch has 5 steps
+
+
+@pytest.fixture(autouse=True)
+def bucket():
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield system
+    system.store.clear()
+
+
+def objects(under: str = "") -> dict[str, bytes]:
+    """The objects of the run in the bucket."""
+    root = f"/box/runs/cars/{under}"
+    store = fsspec.filesystem("memory").store
+    return {name[len(root) :]: file.getvalue() for name, file in store.items()
+            if name.startswith(root)}  # fmt: skip
+
+
+def write(folder: str, name: str, text: str) -> None:
+    path = os.path.join(folder, name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + ".new", "w") as file:
+        file.write(text)
+    os.replace(path + ".new", path)
+
+
+def train(folder: str, to: int) -> None:
+    """Leaves in a folder what a training to a step leaves; it begins at the start again.
+
+    Two checkpoints are kept, and the last epoch is the best.
+    """
+    write(folder, "data.json", "{}")
+    write(folder, "config.json", "{}")
+    for step in [step for step in STEPS if step <= to]:
+        epochs = [f'{{"epoch": {number + 1}}}\n' for number in range(step // 5)]
+        write(folder, "metrics.jsonl", "".join(epochs))
+        for part, keep in [("best", 1)] * (step % 5 == 0) + [("last", 2)]:
+            write(folder, f"{part}/step-{step}.data-00000-of-00001", f"data of {step}")
+            write(folder, f"{part}/step-{step}.index", f"index of {step}")
+            write(folder, f"{part}/checkpoint", f"{step}")
+            steps = sorted(steps_of(os.listdir(f"{folder}/{part}")))
+            for old in steps[:-keep]:
+                for ending in ("index", "data-00000-of-00001"):
+                    os.remove(f"{folder}/{part}/step-{old}.{ending}")
+    write(folder, "tensorboard/train/events.1", "e" * to)
+
+
+def steps_of(names) -> set[int]:
+    """The steps of checkpoints that count as whole: those with an index."""
+    found = (re.search(r"step-(\d+)\.index$", name) for name in names)
+    return {int(match[1]) for match in found if match}
+
+
+def trained(cache, to: int) -> str:
+    """Trains a run in the bucket to a step, on the machine with this cache; returns its folder."""
+    with mirror.opened(RUN, str(cache)) as mirrored:
+        with mirrored.kept_up():
+            train(mirrored.folder, to)
+        return mirrored.folder
+
+
+def own(folder: str) -> dict[str, bytes]:
+    return {name: open(os.path.join(folder, name), "rb").read() for name in remote.files(folder)}
+
+
+def test_a_local_run_is_trained_where_it_is(tmp_path):
+    with mirror.opened(str(tmp_path), None) as mirrored, mirrored.kept_up():
+        mirrored.check()
+        assert mirrored.folder == mirrored.describe() == str(tmp_path)
+
+
+def test_the_bucket_holds_at_last_what_the_folder_holds(tmp_path, capsys):
+    folder = trained(tmp_path, 8)
+    found = objects()
+    del found[mirror.MARK]
+    assert found == own(folder)
+    assert steps_of(objects("last/")) == {5, 8}
+    assert capsys.readouterr().out.endswith(f"copied to: {RUN}/\n")
+
+
+def test_another_machine_goes_on_from_the_bucket(tmp_path):
+    first = trained(tmp_path / "one", 8)
+    before = own(first)
+    with mirror.opened(RUN, str(tmp_path / "two")) as mirrored:
+        assert own(mirrored.folder) == before
+    trained(tmp_path / "two", 10)
+    # The first machine comes back, behind.
+    with mirror.opened(RUN, str(tmp_path / "one")) as mirrored:
+        assert mirrored.folder == first
+        assert steps_of(own(first)) == {8, 10}
+
+
+@pytest.mark.parametrize("to", [8, 10])
+def test_wherever_the_copying_ends_the_bucket_holds_a_whole_run(bucket, tmp_path, monkeypatch, to):
+    really = {name: getattr(remote.Folder, name) for name in ("upload", "delete")}
+    monkeypatch.setattr(remote, "PATIENCE", 0)
+    trained(tmp_path / "before", 5)
+    before = objects()
+    newest, allowed = 0, 0
+    while newest < to or steps_of(objects("last/")) != set(STEPS[STEPS.index(to) - 1 :][:2]):
+        bucket.store.clear()
+        for name, data in before.items():
+            bucket.pipe_file(f"/box/runs/cars/{name}", data)
+        left = allowed
+
+        def counted(how: str):
+            def call(self, *args):
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    raise UserError("the server is gone.")
+                return really[how](self, *args)
+
+            return call
+
+        with monkeypatch.context() as patch, contextlib.suppress(UserError):
+            for name in really:
+                patch.setattr(remote.Folder, name, counted(name))
+            trained(tmp_path / str(allowed), to)
+        files, newest = objects(), max(steps_of(objects("last/")))
+        assert files["metrics.jsonl"].count(b"\n") >= newest // 5
+        # The best epoch that the history up to the newest checkpoint has, or a later one.
+        assert max(steps_of(objects("best/"))) >= newest // 5 * 5
+        for part in ("last", "best"):
+            for step in steps_of(objects(f"{part}/")):
+                assert files[f"{part}/step-{step}.index"] == b"index of %d" % step
+                assert files[f"{part}/step-{step}.data-00000-of-00001"] == b"data of %d" % step
+        allowed += 1
+    assert allowed >= 6
+
+
+def test_while_checkpoints_replace_each_other_the_bucket_always_holds_a_whole_run(
+    tmp_path, monkeypatch
+):
+    seen: list[dict[str, bytes]] = []  # the bucket after each change
+
+    def looked(really):
+        def call(self, *args):
+            really(self, *args)
+            seen.append(objects())
+
+        return call
+
+    for name in ("upload", "delete"):
+        monkeypatch.setattr(remote.Folder, name, looked(getattr(remote.Folder, name)))
+    monkeypatch.setattr(mirror, "_SECONDS", 0.001)
+    with mirror.opened(RUN, str(tmp_path)) as mirrored, mirrored.kept_up():
+        for epoch in range(1, 100):
+            write(mirrored.folder, "metrics.jsonl", '{"epoch": 1}\n' * epoch)
+            for part in ("best", "last"):
+                folder = os.path.join(mirrored.folder, part)
+                write(folder, f"step-{epoch}.data-00000-of-00001", f"data of {epoch}")
+                write(folder, f"step-{epoch}.index", f"index of {epoch}")
+                for ending in ("index", "data-00000-of-00001"):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.remove(f"{folder}/step-{epoch - 1}.{ending}")
+            time.sleep(0.003)
+    copied = set()
+    for files in seen:
+        last, best = (steps_of(n for n in files if n.startswith(p)) for p in ("last/", "best/"))
+        copied |= last
+        if last:
+            assert max(best) >= max(last)
+            assert files["metrics.jsonl"].count(b"\n") >= max(last)
+            assert all(f"last/step-{step}.data-00000-of-00001" in files for step in last)
+    assert len(copied) > 5
+    assert last == best == {99}
+
+
+def test_a_folder_that_is_further_than_the_bucket_is_kept(tmp_path, capsys):
+    folder = trained(tmp_path / "one", 5)
+    train(folder, 8)  # and the machine lost the bucket
+    trained(tmp_path / "two", 5)
+    with mirror.opened(RUN, str(tmp_path / "one")) as mirrored, mirrored.kept_up():
+        assert steps_of(own(mirrored.folder)) == {5, 8}
+    assert "is at step 8, memory://box/runs/cars at 5: going on here" in capsys.readouterr().out
+    assert steps_of(objects("last/")) == {5, 8}
+
+
+def test_the_training_that_started_last_writes_and_the_other_one_stops(tmp_path):
+    def overtaken() -> None:
+        with mirror.opened(RUN, str(tmp_path / "one")) as first, first.kept_up():
+            train(first.folder, 3)
+            trained(tmp_path / "two", 10)
+            train(first.folder, 8)
+            for _ in range(100):
+                first.check()
+                time.sleep(0.1)
+
+    with pytest.raises(UserError, match=r"a training on .* writes there now, so this training st"):
+        overtaken()
+    assert steps_of(objects("last/")) == {8, 10}
+    with mirror.opened(RUN, str(tmp_path / "two")) as second:
+        assert steps_of(own(second.folder)) == {8, 10}
+
+
+def test_two_trainings_of_a_run_on_one_machine(tmp_path):
+    refused = pytest.raises(UserError, match="another training is at work on memory://box/runs/ca")
+    with mirror.opened(RUN, str(tmp_path)), refused:
+        trained(tmp_path, 3)
+
+
+def test_a_run_that_was_deleted_in_the_bucket_is_not_put_there_again_unasked(bucket, tmp_path):
+    folder = trained(tmp_path, 5)
+    bucket.store.clear()
+    with pytest.raises(UserError, match=rf"the run is no longer there; {folder} is its copy"):
+        trained(tmp_path, 8)
+
+
+def test_another_run_under_the_same_address_puts_the_old_copy_aside(bucket, tmp_path, capsys):
+    folder = trained(tmp_path / "one", 10)
+    bucket.store.clear()
+    trained(tmp_path / "two", 3)
+    with mirror.opened(RUN, str(tmp_path / "one")) as mirrored:
+        assert steps_of(own(mirrored.folder)) == {3}
+    (aside,) = re.findall(r"another run was in the cache; it is in (\S+) now",
+                          capsys.readouterr().out)  # fmt: skip
+    assert steps_of(own(f"{aside}/{os.path.basename(folder)}/last")) == {8, 10}
+
+
+def test_a_folder_with_other_things_is_no_run(bucket, tmp_path):
+    bucket.pipe_file("/box/runs/cars/thesis.doc", b"x")
+    with pytest.raises(UserError, match=f"--run={RUN} holds other things"):
+        trained(tmp_path, 3)
+    assert objects() == {"thesis.doc": b"x"}

@@ -243,6 +243,21 @@ def test_the_job_of_vertex_ai_is_understood():
     assert given.data.startswith("/gcs/")
     assert given.run is None  # it is named by baseOutputDirectory
     assert spec["baseOutputDirectory"]["outputUriPrefix"].startswith("gs://")
+    # The run is in a bucket, so the image must be built with the extra that reads buckets.
+    (build,) = re.findall(r"^# +(docker build .+)$", (DOCKER / "vertex-job.yaml").read_text(), re.M)
+    (extras,) = re.findall(r"--build-arg EXTRA=(\S+)", build)
+    assert '".[${EXTRA}]"' in TRAINER
+    provided = importlib.metadata.metadata("carbox").get_all("Provides-Extra")
+    assert {"gpu", "gcs"} == set(extras.split(",")) <= set(provided)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.name)
+def test_the_files_that_a_spec_names_are_there(spec):
+    named = re.findall(r"\bdocker/[\w.-]+\w", spec.read_text())
+    # Dataflow's script and the compose file name a Dockerfile, the others themselves.
+    assert named
+    for path in named:
+        assert (ROOT / path).is_file(), path
 
 
 def test_the_launch_of_dataflow_is_understood(tmp_path):

@@ -227,8 +227,8 @@ def test_wrong_addresses_and_refusals_name_the_flag(store, data, tmp_path):
     ("environment", "said"),
     [
         ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "Unable to locate credentials"),
-        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "does not match the signature"),
-        ({"AWS_ACCESS_KEY_ID": "stranger"}, "does not exist in our records"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "Forbidden. Check the address, your cred"),
+        ({"AWS_ACCESS_KEY_ID": "stranger"}, "Forbidden. Check the address, your cred"),
     ],
 )
 def test_credentials_that_are_not_there_or_refused(store, data, tmp_path, environment, said):

@@ -120,7 +120,7 @@ def moto() -> Iterator[Store]:
 @contextlib.contextmanager
 def minio() -> Iterator[Store]:
     """Starts MinIO, which speaks the protocol of S3 and knows one user."""
-    with tempfile.TemporaryDirectory() as folder, _set({"MINIO_ROOT_PASSWORD": "minioadmin"}):
+    with tempfile.TemporaryDirectory() as folder:
 
         def command(port: int) -> list[str]:
             return [_tool("minio"), "server", f"--address=127.0.0.1:{port}", folder]

@@ -192,6 +192,10 @@ def test_a_server_that_is_gone_for_good_is_said_and_the_local_run_is_whole(
     assert f"--run={store.url}/runs/gone: the server has not answered" in error
     folder = error.split("it is whole in ")[1].split(":")[0]
     same_bits(folder, undisturbed)
+    # What was fetched is not asked for again: the page has its photos.
+    assert f"{store.url}/sets/tiny: no answer" not in said
+    with open(os.path.join(folder, "report.html")) as page:
+        assert "No photos are shown" not in page.read()
     # What is in the bucket is an earlier moment of the run, whole.
     here = fetched(store, "runs/gone", tmp_path / "seen")
     assert int(commands.saved(here)["step"]) <= 30
@@ -223,8 +227,8 @@ def test_wrong_addresses_and_refusals_name_the_flag(store, data, tmp_path):
     ("environment", "said"),
     [
         ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "Unable to locate credentials"),
-        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "does not match the signature"),
-        ({"AWS_ACCESS_KEY_ID": "stranger"}, "does not exist in our records"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "Forbidden. Check the address, your cred"),
+        ({"AWS_ACCESS_KEY_ID": "stranger"}, "Forbidden. Check the address, your cred"),
     ],
 )
 def test_credentials_that_are_not_there_or_refused(store, data, tmp_path, environment, said):

@@ -75,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if baseline:
         run_dir.read(baseline)  # not only after the evaluation
     directory = FLAGS.data or data.path
-    remote.dataset(directory, "data", FLAGS.data_cache)
-    info = manifest.read(directory)
+    info = manifest.read(remote.dataset(directory, "data", FLAGS.data_cache))
     check_same_shape(info, data, directory)
     here = run_dir.describe_data(directory, info)
     config = configs.apply(FLAGS, config)

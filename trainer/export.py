@@ -104,9 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = remote.model(FLAGS.run, "run")
     trained = run_dir.load_trained(run)
     data = dataclasses.replace(trained.data, path=FLAGS.data or trained.data.path)
-    remote.dataset(data.path, "data")
     trained = dataclasses.replace(trained, data=data)
-    evaluate.check_same_shape(manifest.read(data.path), data, data.path)
+    info = manifest.read(remote.dataset(data.path, "data"))
+    evaluate.check_same_shape(info, data, data.path)
     with _incomplete(FLAGS.output) as folder:
         results, problems = export(trained, run, formats, FLAGS.photos, folder)
         if results:
@@ -241,7 +241,7 @@ def _show(
 
 def _examples(trained: run_dir.Trained, photos: str | None) -> verify.Examples:
     data = trained.data
-    splits = manifest.read(data.path).splits
+    splits = manifest.read(remote.local(data.path)).splits
     name = "test" if "test" in splits else "validation"
     split = evaluate.open_split(data, name, trained.config)
     places = inputs.spread(split.size, verify.RECORDS)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from tfrecords import example, image, manifest, pages, reader
+from tfrecords import example, image, manifest, pages, reader, remote
 from tfrecords.errors import UserError
 from trainer import results, run_dir
 from trainer.results import Evaluation
@@ -25,7 +25,7 @@ class Photos:
         self.missing = ""
         self._judged = results.judged_of(evaluation)
         try:
-            info = manifest.read(evaluation.data)
+            info = manifest.read(remote.local(evaluation.data))
             found = run_dir.describe_data(evaluation.data, info).fingerprint
             if found != evaluation.fingerprint:
                 raise UserError(f"{evaluation.data} holds another data set now.")

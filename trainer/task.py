@@ -109,8 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: with `EXIT_PREEMPTED` after SIGTERM, 130 after Ctrl-C.
     """
     command.parse(FLAGS, argv, usage=__doc__)
-    remote.dataset(FLAGS.data, "data", FLAGS.data_cache)
-    info = manifest.read(FLAGS.data)
+    info = manifest.read(remote.dataset(FLAGS.data, "data", FLAGS.data_cache))
     config = configs.from_flags(FLAGS, "sample" if info.sample else "default")
     losses.box_loss(config.loss.box)
     data = run_dir.describe_data(FLAGS.data, info)

@@ -81,8 +81,8 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("replace", "stride"),
     [
-        (False, 7),
-        (True, 7),
+        (False, 13),
+        (True, 13),
         pytest.param(False, 1, marks=pytest.mark.slow),
         pytest.param(True, 1, marks=pytest.mark.slow),
     ],

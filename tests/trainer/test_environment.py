@@ -204,7 +204,7 @@ print(threading.get_intra_op_parallelism_threads(), threading.get_inter_op_paral
             {"KERAS_BACKEND": "jax"},
         ),
         ('{"floatx": "int3", "epsilon": "small", "nnx_enabled": true}', {}),
-        ("[]", {}),
+        pytest.param("[]", {}, marks=pytest.mark.slow),
     ],
 )
 def test_the_keras_of_a_user_changes_nothing(tmp_path, file, variables):

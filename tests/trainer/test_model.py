@@ -11,9 +11,7 @@ SMALL = {"weights": "none", "model.alpha": 0.35, "model.filters": 8}
 
 
 @pytest.mark.parametrize("head", ["pooled", "spatial", "soft_argmax"])
-@pytest.mark.parametrize(
-    ("stride", "height", "width"), [(8, 40, 64), (16, 72, 100), (32, 256, 63), (32, 64, 64)]
-)
+@pytest.mark.parametrize(("stride", "height", "width"), [(8, 40, 64), (16, 72, 100), (32, 256, 63)])
 def test_every_head_names_and_boxes_photos_of_any_size(head, stride, height, width):
     settings = SMALL | {"model.head": head, "model.stride": stride}
     settings["model.box_stride"] = min(stride, 16)

@@ -153,6 +153,7 @@ def test_a_killed_run_ends_with_the_same_bits(undisturbed, open_split, tmp_path,
     assert history.read(setup.run) == history.read(undisturbed.run)
 
 
+@pytest.mark.slow  # the golden losses are of three steps in a call
 def test_several_steps_in_one_call_end_with_the_same_bits(undisturbed, open_split, tmp_path):
     setup = make_setup(open_split, tmp_path, steps_per_call=3)
     train.train_and_evaluate(setup)

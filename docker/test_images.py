@@ -90,14 +90,18 @@ class Test:
 
     def stand_ins(self) -> dict[str, Any]:
         """Makes images with the names that the Dockerfiles start from."""
-        base, boot = self.work / "base", self.work / "bin" / "container"
+        beam = self.version("apache-beam")
+        # Named by its version: after an update of Beam the old program must not be tested.
+        base, boot = self.work / "base", self.work / f"boot-{beam}" / "container"
         if not (base / "usr/bin/python").exists():
             shutil.rmtree(base, ignore_errors=True)
             include = "--include=python3,python3-venv,python3-pip,ca-certificates"
             run("debootstrap", "--variant=minbase", include, "bookworm", str(base))
             (base / "usr/lib/python3.11/EXTERNALLY-MANAGED").unlink()
+            # What debootstrap downloaded, 100 MB that no Python image has, would count as size.
+            for downloads in ("var/cache/apt", "var/lib/apt/lists"):
+                shutil.rmtree(base / downloads)
             (base / "usr/bin/python").symlink_to("python3")
-        beam = self.version("apache-beam")
         module = f"github.com/apache/beam/sdks/v2/python/container@v{beam}"
         if not boot.exists():
             run("go", "install", module, GOBIN=str(boot.parent), CGO_ENABLED="0")

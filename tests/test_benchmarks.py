@@ -49,6 +49,7 @@ def test_memory_by_number_of_photos(measure, tmp_path):
     assert "bytes a photo" in printed
 
 
+@pytest.mark.slow
 def test_graph_on_made_up_and_on_given_rows(measure, tmp_path):
     cars = photo_sets.write(tmp_path / "cars")
     report, printed = measure("--rows=70000", f"--input={cars}")

@@ -203,7 +203,11 @@ print(threading.get_intra_op_parallelism_threads(), threading.get_inter_op_paral
             '{"floatx": "float16", "epsilon": 0.1, "image_data_format": "channels_first"}',
             {"KERAS_BACKEND": "jax"},
         ),
-        ('{"floatx": "int3", "epsilon": "small", "nnx_enabled": true}', {}),
+        pytest.param(
+            '{"floatx": "int3", "epsilon": "small", "nnx_enabled": true}',
+            {},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("[]", {}, marks=pytest.mark.slow),
     ],
 )

@@ -265,7 +265,7 @@ def test_a_file_that_does_not_load_without_this_project_is_refused(run, tmp_path
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("head", ["pooled", "soft_argmax"])
+@pytest.mark.parametrize("head", [pytest.param("pooled", marks=pytest.mark.slow), "soft_argmax"])
 def test_plain_layers_compute_the_same(data, tmp_path, shown, head):
     run = make_run(str(tmp_path / "run"), data, head, zoom_passes=0, flip_tta=False)
     trained = run_dir.load_trained(run)

@@ -415,6 +415,7 @@ def test_names_that_are_not_utf8_survive(said, tmp_path):
     assert os.fsencode(json.loads(line)["photo"]) == name
 
 
+@pytest.mark.slow  # for all commands: tests/tfrecords/test_command.py
 def test_a_reader_that_goes_and_ctrl_c_end_it_quietly(run, photos):
     command = [sys.executable, "-m", "trainer.predict", f"--model={run}", "--batch_size=4"]
     with subprocess.Popen(

@@ -331,6 +331,7 @@ def test_xla_can_mix_photos(open_split, tmp_path):
     assert np.isfinite(records[0]["val_loss"])
 
 
+@pytest.mark.slow  # float16 and learned task weights are tested above
 def test_learned_task_weights_move_and_bfloat16_trains(open_split, tmp_path):
     config = dataclasses.replace(
         CONFIG, epochs=1, precision="mixed_bfloat16", loss=Loss(weighting="uncertainty")

@@ -67,6 +67,7 @@ STEPS: dict[str, Settings] = {
     "soft-argmax head": {"model.head": "soft_argmax"},
     "box from earlier features": {"model.box_stride": 16},
     "no dropout again": {"model.dropout": 0.0},
+    "last stride 1": {"model.last_stride": 1},
 }
 
 # Each is the default, which heads this table too, but for this. `--replicas` is a flag of

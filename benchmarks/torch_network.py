@@ -30,7 +30,7 @@ class Recipe:
         height, width: of the photos that the network takes, in pixels.
         classes: how many names there are.
         steps: in each measurement.
-        alpha, filters, learning_rate, weight_decay, label_smoothing: as in a config.
+        alpha, last_stride, filters, learning_rate, weight_decay, label_smoothing: as in a config.
         bfloat16: whether to compute in bfloat16 where autocast does.
         threads: of the CPU; PyTorch's own choice if 0.
     """
@@ -41,6 +41,7 @@ class Recipe:
     classes: int
     steps: int
     alpha: float = 1.0
+    last_stride: int = 1
     filters: int = 256
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -52,21 +53,24 @@ class Recipe:
 # (expansion, filters, blocks, stride): table 2 of Sandler et al. 2018, arXiv:1801.04381.
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
            (6, 160, 3, 2), (6, 320, 1, 1))  # fmt: skip
-_BOX_BLOCK = 13  # the first of stride 32: the box is read from inside it, as in `trainer.model`
+# The last block that halves the map: the box is read from inside it, as in `trainer.model`.
+_BOX_BLOCK = 13
 _BOX_FILTERS = 4  # one map for each edge
 
 
 class Network(nn.Module):
     """`trainer.model` with the soft-argmax head, and a plain linear classifier."""
 
-    def __init__(self, alpha: float, filters: int, classes: int):
+    def __init__(self, alpha: float, last_stride: int, filters: int, classes: int):
         super().__init__()
         channels = _divisible(32 * alpha)
-        stem, blocks = _conv(3, channels, 3, 2), []
+        stem = _conv(3, channels, 3, 2)
+        blocks: list[_Block] = []
         for expansion, width, count, stride in _STAGES:
             outside = _divisible(width * alpha)
             for number in range(count):
-                blocks.append(_Block(channels, outside, stride if number == 0 else 1, expansion))
+                step = last_stride if len(blocks) == _BOX_BLOCK else stride
+                blocks.append(_Block(channels, outside, step if number == 0 else 1, expansion))
                 channels = outside
         last = 1280 if alpha <= 1 else _divisible(1280 * alpha)
         expand, *rest = blocks[_BOX_BLOCK].body
@@ -99,7 +103,7 @@ def make_measure(recipe: Recipe) -> Callable[[], float]:
         torch.set_num_threads(recipe.threads)
     torch.set_float32_matmul_precision("high")  # as TensorFlow multiplies on GPUs
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network: Any = Network(recipe.alpha, recipe.filters, recipe.classes)
+    network: Any = Network(recipe.alpha, recipe.last_stride, recipe.filters, recipe.classes)
     network = network.to(device, memory_format=torch.channels_last)
     shape = (recipe.batch_size, 3, recipe.height, recipe.width)
     image = torch.randint(0, 256, shape, dtype=torch.uint8)

@@ -203,6 +203,7 @@ def by_torch(config: configs.Config, network: keras.Model) -> Callable[[], float
         "classes": network.output["logits"].shape[-1],
         "steps": FLAGS.steps,
         "alpha": config.model.alpha,
+        "last_stride": config.model.last_stride,
         "filters": config.model.filters,
         "learning_rate": config.optimizer.learning_rate,
         "weight_decay": config.optimizer.weight_decay,

@@ -124,7 +124,7 @@ def test_the_network_in_pytorch_has_the_parameters_of_ours(alpha):
     config = configs.replace(
         configs.load("default"), {"model.alpha": alpha, "model.word_shared_classifier": False}
     )
-    theirs = torch_network.Network(alpha, config.model.filters, 7)
+    theirs = torch_network.Network(alpha, config.model.last_stride, config.model.filters, 7)
     ours = model.build(config, 64, 96, [f"class {i}" for i in range(7)], fresh=False)
     values = [v for v in theirs.state_dict().values() if v.is_floating_point()]
     assert sum(value.numel() for value in values) == ours.count_params()

@@ -73,16 +73,20 @@ def _backbone(config: Config, shape: tuple[int, int, int], fresh: bool) -> keras
         _load_imagenet(backbone, config.model.alpha)
     elif fresh and config.weights != "none":
         _load_file(backbone, config.weights)
-    fused = keras.models.clone_model(backbone, clone_function=_fuse)
-    fused.set_weights(backbone.get_weights())
-    return fused
 
+    def changed(layer: keras.Layer) -> keras.Layer:
+        kind, about = type(layer), layer.get_config()
+        if kind is keras.layers.BatchNormalization:
+            kind = FusedBatchNormalization
+        if config.model.last_stride == 1 and layer.name == "block_13_pad":
+            about["padding"] = ((1, 1), (1, 1))
+        if config.model.last_stride == 1 and layer.name == "block_13_depthwise":
+            about["strides"] = (1, 1)
+        return kind.from_config(about)
 
-def _fuse(layer: keras.Layer) -> keras.Layer:
-    kind = type(layer)
-    if kind is keras.layers.BatchNormalization:
-        kind = FusedBatchNormalization
-    return kind.from_config(layer.get_config())
+    same = keras.models.clone_model(backbone, clone_function=changed)
+    same.set_weights(backbone.get_weights())
+    return same
 
 
 def _cut(backbone: keras.Model, model: Model) -> keras.Model:

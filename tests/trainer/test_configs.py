@@ -369,6 +369,12 @@ def test_a_config_whose_settings_had_other_names_is_refused(old, new):
     assert "use that version, or train anew under another --run" in str(error.value)
 
 
+def test_runs_from_before_a_setting_existed_keep_what_they_did():
+    values = json.loads(configs.to_json(configs.load("default")))
+    assert values["model"].pop("last_stride") == 1
+    assert configs.from_json(json.dumps(values)).model.last_stride == 2
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"name"', "null"])
 def test_a_damaged_config_is_an_error_for_people(text):
     with pytest.raises(UserError, match=r"config\.json is damaged"):

@@ -1,5 +1,6 @@
 """The heads on MobileNetV2."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -26,11 +27,32 @@ def test_every_head_names_and_boxes_photos_of_any_size(head, stride, height, wid
 
 @pytest.mark.parametrize("head", ["spatial", "soft_argmax"])
 def test_the_box_can_be_read_from_finer_features_than_the_name(head):
-    settings = SMALL | {"model.head": head, "model.stride": 32, "model.box_stride": 16}
+    settings = SMALL | {"model.head": head, "model.last_stride": 2, "model.box_stride": 16}
     config = configs.replace(configs.load("default"), settings)
     built = model.build(config, 64, 96, datasets.CLASS_NAMES)
     assert built.get_layer("head_conv").input.shape[1:3] == (4, 6)
     assert built.get_layer("pool").input.shape[1:3] == (2, 3)
+
+
+def test_last_stride_1_leaves_the_cells_of_last_stride_2_and_those_between(tmp_path):
+    def built(last_stride, weights):
+        settings = SMALL | {"model.last_stride": last_stride, "weights": weights}
+        config = configs.replace(configs.load("default"), settings)
+        return model.build(config, 64, 96, datasets.CLASS_NAMES)
+
+    def project(network):
+        backbone = network.get_layer("backbone")
+        return keras.Model(backbone.input, backbone.get_layer("block_13_project_BN").output)(photos)
+
+    photos = np.random.default_rng(0).uniform(-1, 1, (2, 64, 96, 3)).astype("float32")
+    pretrained = str(tmp_path / "pretrained.weights.h5")
+    keras.applications.MobileNetV2((96, 96, 3), 0.35, include_top=False, weights=None).save_weights(
+        pretrained
+    )
+    coarse, fine = built(2, pretrained), built(1, pretrained)
+    assert coarse.get_layer("pool").input.shape[1:3] == (2, 3)
+    assert fine.get_layer("pool").input.shape[1:3] == (4, 6)
+    np.testing.assert_allclose(project(fine)[:, 1::2, 1::2], project(coarse), rtol=0, atol=1e-5)
 
 
 def test_the_baseline_normalizes_as_keras_does_and_the_default_faster():
@@ -45,7 +67,7 @@ def test_the_baseline_normalizes_as_keras_does_and_the_default_faster():
 
 
 def test_edges_need_two_cells_to_run_between():
-    settings = SMALL | {"model.head": "soft_argmax", "model.box_stride": 32}
+    settings = SMALL | {"model.last_stride": 2, "model.box_stride": 32}
     config = configs.replace(configs.load("default"), settings)
     with pytest.raises(UserError, match="leaves 1x3 of these photos"):
         model.build(config, 32, 96, datasets.CLASS_NAMES)

@@ -19,7 +19,11 @@ def get_config() -> Config:
         batch_size=64,
         shuffle=False,
         model=Model(
-            head="pooled", dropout=0.5, batch_norm_momentum=None, word_shared_classifier=False
+            last_stride=2,
+            head="pooled",
+            dropout=0.5,
+            batch_norm_momentum=None,
+            word_shared_classifier=False,
         ),
         augment=Augment(flip=False, context_crop=0.0, object_crop=0.0, color_jitter=0.0),
         loss=Loss(box="squared_error", box_reduction="sum", label_smoothing=0.0),

@@ -74,7 +74,7 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """Parses what `to_json` wrote.
+    """Parses what `to_json` wrote, also before the newest settings existed.
 
     Raises:
         UserError: the text is of another version of carbox, or damaged.
@@ -83,6 +83,8 @@ def from_json(text: str) -> Config:
         values = settings.flat(json.loads(text))
     except (ValueError, AttributeError):
         raise UserError("the run's config.json is damaged: it is not a JSON object.") from None
+    before = {key: about.before for key, about in settings.SETTINGS.items()}
+    values = {key: value for key, value in before.items() if value is not None} | values
     other = sorted(values.keys() ^ settings.flatten(Config()).keys())
     if other:
         raise UserError(

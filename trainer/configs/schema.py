@@ -13,6 +13,7 @@ def setting(
     *,
     within: tuple[float, float] | None = None,
     choices: tuple[Any, ...] = (),
+    before: Any = None,
 ) -> Any:
     """Returns a dataclass field.
 
@@ -21,8 +22,10 @@ def setting(
         help: what the setting is for, with its unit, in one line.
         within: smallest and largest value that is allowed.
         choices: the values that are allowed.
+        before: what runs did that were made before the setting existed, so that they stay usable.
     """
-    return field(default=default, metadata={"help": help, "within": within, "choices": choices})
+    about = {"help": help, "within": within, "choices": choices, "before": before}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,14 @@ class Model:
         "pixels of the photo to a cell of the last feature map: 32 for the whole backbone, 16 or 8"
         " to end it inside the block that would halve the map next",
         choices=(8, 16, 32),
+    )
+    last_stride: int = setting(
+        1,
+        "stride of the last block that would halve the map, 2 in MobileNetV2: with 1 the map keeps"
+        " its rows and columns to the end, and model.stride=32 leaves 16 pixels to a cell (Luo et"
+        ' al. 2019, arXiv:1903.07071, "Last Stride")',
+        choices=(1, 2),
+        before=2,
     )
     box_stride: int = setting(
         16,

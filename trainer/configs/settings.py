@@ -18,7 +18,7 @@ class Setting:
     Attributes:
         kind: bool, int, float or str.
         optional: whether None is a value too.
-        help, within, choices: see `schema.setting`.
+        help, within, choices, before: see `schema.setting`.
     """
 
     kind: type
@@ -26,6 +26,7 @@ class Setting:
     help: str
     within: tuple[float, float] | None
     choices: tuple[Any, ...]
+    before: Any
 
     def takes(self, value: Any) -> bool:
         """Whether a value is of the right type and among the choices or inside the range."""

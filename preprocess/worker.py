@@ -67,8 +67,8 @@ def _provision(endpoint: str, worker: str) -> "beam_provision_api_pb2.ProvisionI
         except grpc.RpcError as error:
             raise UserError(
                 f"--provision_endpoint={endpoint}: no runner says there what worker {worker} is to"
-                f" do ({error.code().name}). A runner starts this command itself; see"
-                " --environment_type=PROCESS in docs/flink.md."
+                f" do ({error.code().name}). Runners start this command themselves, where a job has"
+                " --environment_type=PROCESS."
             ) from None
 
 

@@ -43,6 +43,16 @@ def test_workers_of_another_config_are_refused_before_the_first_step(data, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_bucket_that_the_jobs_environment_names_is_refused(data, monkeypatch):
+    monkeypatch.setenv("AIP_MODEL_DIR", "gs://bucket/model")
+    for worker in start(2, [f"--data={data}", *commands.SETTINGS]):
+        _, complained = worker.communicate(timeout=300)
+        assert worker.returncode == 1
+        assert complained.splitlines()[-1].startswith(
+            "error: gs://bucket/model, which the job's environment names: several machines train in"
+        )
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("lost", [0, 2])
 def test_a_lost_worker_ends_the_others_and_the_same_command_reaches_the_same_bits(

@@ -133,6 +133,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         alike = {f"--config.{key}": value for key, value in configs.flatten(config).items()} | {
             "data": data.fingerprint,
             "checkpoint in --run": newest and os.path.basename(newest),
+            # These decide where workers start and when they wait for each other.
+            "--init_from": FLAGS.init_from,
+            "--steps_per_call": FLAGS.steps_per_call,
+            "--report": report,
         }
         with workers.losing_none(devices):
             workers.require_same(devices, alike)

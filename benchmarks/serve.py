@@ -43,7 +43,7 @@ from tfrecords.errors import UserError
 from trainer import predictor
 
 FLAGS = flags.FlagValues()
-command.DEFINE_path("model", None, "a run or an export", flag_values=FLAGS, required=True)
+command.DEFINE_path("model", None, "a run or an export", flag_values=FLAGS)
 flags.DEFINE_float("seconds", 60.0, "of each load", 0.1, flag_values=FLAGS)
 flags.DEFINE_integer("clients", 50, "clients at a time", 1, 64, flag_values=FLAGS)
 flags.DEFINE_integer("crowd", 500, "clients at a time, more than the queue takes", 65,
@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: the server did not do what it must; the message says what.
     """
     command.parse(FLAGS, argv, usage=__doc__)
+    command.required(FLAGS, "model")
     photos = _read_photos(FLAGS.photos) if FLAGS.photos else _made_up_photos()
     figures: dict[str, Any] = {"predict": _predict(photos)}
     with _server() as (process, port):

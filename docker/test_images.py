@@ -46,6 +46,8 @@ def main() -> None:
     for program in ("buildah", "debootstrap", "go"):
         if not shutil.which(program):
             sys.exit(f"error: {program} is missing; see the top of {__file__}")
+    if os.geteuid():
+        sys.exit(f"error: it needs root; see the top of {__file__}")
     options.work.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(options.work).free / 1e9
     if options.extra == "gpu" and free < GPU_DISK_GB:

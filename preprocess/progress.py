@@ -24,7 +24,6 @@ class Counts:
     def __init__(self, folder: str, run: str):
         """Args: the incomplete folder; the name of this run of the pipeline."""
         self._folder, self._run = folder, run
-        self._before = set(storage.sizes(f"{folder}/whole"))
         self._seen: dict[str, tuple[int, int]] = {}
 
     def total(self) -> int | None:
@@ -81,7 +80,7 @@ class Watch:
         if now - self._looked < self._between:
             return
         with contextlib.suppress(OSError):
-            raise UserError(f"{storage.read(self._refusal).decode()}. {_THEN}")
+            raise UserError(f"{storage.read(self._refusal).decode()}. {_THEN}.")
         self._looked, signs = now, self._signs()
         if signs != self._last:
             self._last, self._changed = signs, now
@@ -91,11 +90,11 @@ class Watch:
                 raise UserError(
                     f"{waited} no worker has begun. Does the cluster have free slots, can it start"
                     " the workers that --environment_type and --environment_config name, and do"
-                    f" they see {self._folder}? {_THEN}. Correct that, or wait longer"
+                    f" they see {self._folder}? {_THEN}. Correct that, or wait longer."
                 )
             raise UserError(
                 f"{waited} no worker has shown a sign of life. {_THEN}, and look into its logs."
-                " Finished shards are kept: run the same command again and it continues"
+                " Finished shards are kept: run the same command again and it continues."
             )
 
     def _signs(self) -> object:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import flags
 
-from tfrecords import command
+from tfrecords import command, remote
 from tfrecords.errors import UserError, extra
 from tfrecords.quiet import quiet_imports
 
@@ -228,7 +228,7 @@ def _draw_sample() -> str:
 
 def _absolute(path: str) -> str:
     """Returns a path that is valid for workers too, which may run in another folder."""
-    return path.rstrip("/") if "://" in path else os.path.realpath(path)
+    return path.rstrip("/") if remote.is_remote(path) else os.path.realpath(path)
 
 
 def _parameters() -> dict[str, Any]:

@@ -91,7 +91,7 @@ def run(
     Args:
         graph: the pipeline.
         parsed: its options.
-        check: is called every second while a cluster works, and raises to give up.
+        check: is called twice a second while a cluster works, and raises to give up.
 
     Raises:
         UserError: a worker or the runner could not; the message is the cause alone.

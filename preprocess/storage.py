@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 
 from tfrecords.errors import UserError
+from tfrecords.remote import is_remote
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -277,11 +278,6 @@ class Bucket:
         """Reads a whole object."""
         with open_read(f"{self._root}/{entry.path}") as file:
             return file.read()
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path goes through Beam's file systems."""
-    return "://" in path
 
 
 def require_file_system(path: str) -> None:

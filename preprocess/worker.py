@@ -13,7 +13,7 @@ Beam has such a program in its container images only.
 import argparse
 import os
 
-from tfrecords.errors import extra, run_command
+from tfrecords.errors import UserError, extra, run_command
 
 with extra("preprocess"):
     import grpc
@@ -30,7 +30,7 @@ def main() -> None:
     """Asks the runner for what it has to say to this worker, and works until it is told to end.
 
     Raises:
-        UserError: the driver has other versions.
+        UserError: the driver has other versions, or no runner answers.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--id", required=True, help="name that the runner gives this worker")
@@ -57,12 +57,19 @@ def main() -> None:
 def _provision(endpoint: str, worker: str) -> "beam_provision_api_pb2.ProvisionInfo":
     with grpc.insecure_channel(endpoint) as channel:
         stub = beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
-        return stub.GetProvisionInfo(
-            beam_provision_api_pb2.GetProvisionInfoRequest(),
-            metadata=[("worker_id", worker)],
-            timeout=_CONNECT_SECONDS,
-            wait_for_ready=True,
-        ).info
+        try:
+            return stub.GetProvisionInfo(
+                beam_provision_api_pb2.GetProvisionInfoRequest(),
+                metadata=[("worker_id", worker)],
+                timeout=_CONNECT_SECONDS,
+                wait_for_ready=True,
+            ).info
+        except grpc.RpcError as error:
+            raise UserError(
+                f"--provision_endpoint={endpoint}: no runner says there what worker {worker} is to"
+                f" do ({error.code().name}). Runners start this command themselves, where a job has"
+                " --environment_type=PROCESS."
+            ) from None
 
 
 def command() -> None:

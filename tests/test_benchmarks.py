@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from benchmarks import fuzz, gpu, preprocess, train_step
+from benchmarks import fuzz, gpu, preprocess, serve, train_step
 from benchmarks import input as benchmark_input
 from tests.preprocess import photo_sets
 from tests.tfrecords import datasets
@@ -146,3 +146,8 @@ def test_a_short_fuzz_finds_nothing(tmp_path, capsys):
     with pytest.raises(SystemExit, check=lambda error: error.code == 0):
         fuzz.main(["--mutations=40", "--processes=1", f"--keep={tmp_path}"])
     assert "40 mutations in" in capsys.readouterr().out
+
+
+def test_the_server_is_not_measured_without_a_model():
+    with pytest.raises(FlagError, match=r"^--model is missing\. --help shows"):
+        serve.main([])

@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ tell people to type is understood."""
+"""What the pages tell people to type is understood, and their links lead somewhere."""
 
 import contextlib
 import importlib
@@ -11,9 +11,15 @@ import pytest
 from preprocess import runner
 
 ROOT = Path(__file__).parents[1]
+FILES = [
+    ROOT / "README.md",
+    ROOT / "BUILD.md",
+    ROOT / "docker" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 PAGES = {
-    page.name: page.read_text().replace("\\\n", " ")  # a long command goes on in the next line
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    str(page.relative_to(ROOT)): page.read_text().replace("\\\n", " ")  # a long command goes on
+    for page in FILES
 }
 COMMANDS = sorted(
     {
@@ -46,16 +52,26 @@ def test_every_flag_of_a_command_that_is_shown_exists(command):
 
 
 def test_every_flag_of_preprocessing_is_explained():
-    explained = PAGES["preparing.md"]
+    explained = PAGES["docs/preparing.md"]
     from preprocess import run
 
     missing = {name for name in run.FLAGS if f"--{name}" not in explained}
     assert missing <= {"validation_shards", "test_shards"}
 
 
-def test_the_readme_is_short_and_its_links_lead_somewhere():
+def headings(page: Path) -> set[str]:
+    """Returns the anchors of a page, as GitHub makes them of its headings."""
+    words = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    found = re.findall(r"^#+ (.+)$", words, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in found}
+
+
+def test_the_readme_is_short_and_links_of_all_pages_lead_somewhere():
     assert len(PAGES["README.md"].splitlines()) <= 120
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for page in FILES:
         words = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
-        for target in re.findall(r"\]\(([^)#:]+)\)", words):
-            assert (page.parent / target).exists(), (page.name, target)
+        for target in re.findall(r"\]\(([^):]+)\)", words):
+            path, _, heading = target.partition("#")
+            linked = page.parent / path if path else page
+            assert linked.exists(), (page.name, target)
+            assert not heading or heading in headings(linked), (page.name, target)

@@ -161,12 +161,12 @@ def open_file(path: str) -> Iterator[BinaryIO]:
         OSError: it cannot be opened or read; `FileNotFoundError` where there is none.
         UserError: it is remote and cannot be opened.
     """
-    if "://" not in path:
+    from tfrecords import remote  # it reads manifests by this module
+
+    if not remote.is_remote(path):
         with open(path, "rb") as file:
             yield file
         return
-    from tfrecords import remote  # it reads manifests by this module
-
     folder, _, name = path.rpartition("/")
     with remote.Folder(folder).open(name) as file:
         yield file

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from tfrecords import remote
 from tfrecords.errors import UserError, extra
 
 with extra("preprocess"):
@@ -123,7 +124,7 @@ def write(path: str, text: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    if "://" in path:
+    if remote.is_remote(path):
         raise UserError(f"the page {path!r} would be remote: name a local file, and copy it there.")
     partial = f"{path}.partial"
     try:

@@ -305,7 +305,7 @@ def _check_output(output: str, *, overwrite: bool) -> None:
     Raises:
         UserError: it is remote, or holds something.
     """
-    if "://" in output:
+    if remote.is_remote(output):
         raise UserError(f"--output={output}: export to a local folder, and copy it from there.")
     if not os.path.isdir(output) or not os.listdir(output):
         return

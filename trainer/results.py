@@ -100,7 +100,7 @@ def read(run: str, name: str) -> Evaluation:
             f"the run {run} has no evaluation {name!r} (it has: {there}). Make it with"
             f" `python -m trainer.evaluate --run={run} --split={name.partition('-')[0]}`."
         ) from None
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error!r}). Evaluate the run again.") from None
 
 
@@ -160,4 +160,4 @@ def _figures(values: dict[str, Any]) -> dict[str, float]:
         "iou_90",
         "top1_iou_50",
     )
-    return {name: values[name] for name in known if name in values}
+    return {name: float(values[name]) for name in known}

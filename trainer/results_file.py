@@ -40,7 +40,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Difference:
-    """Another run's figure on the same photos, this run's less that one, the paired interval."""
+    """Another run's figure on the same photos; this run's minus that one; its paired interval."""
 
     baseline: float
     difference: float

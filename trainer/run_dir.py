@@ -21,7 +21,7 @@ from typing import Any
 
 import keras
 
-from tfrecords import manifest
+from tfrecords import manifest, remote
 from tfrecords.errors import UserError
 from trainer import checkpoint, configs, model, train_state
 
@@ -83,7 +83,7 @@ def describe_data(path: str, info: manifest.Manifest) -> DatasetInfo:
     text = json.dumps([info.source_fingerprint, shards])
     digest = hashlib.sha256(text.encode()).hexdigest()
     image = info.image
-    where = path if "://" in path else os.path.abspath(path)
+    where = path if remote.is_remote(path) else os.path.abspath(path)
     return DatasetInfo(
         path=where,
         name=info.name,

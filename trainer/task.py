@@ -119,9 +119,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = FLAGS.run or vertex.run_folder()
     run = run or os.path.join("runs", f"{run_dir.shortened(info.name)}-{config.name}")
     if remote.is_remote(run) and strategy.worker(devices)[1] > 1:
+        named = f"--run={run}" if FLAGS.run else f"{run}, which the job's environment names"
         raise UserError(
-            f"--run={run}: several machines train in one folder that all of them see. Name such a"
-            " folder, and copy it to the bucket afterwards."
+            f"{named}: several machines train in one folder that all of them see. Pass --run with"
+            " such a folder, and copy it to the bucket afterwards."
         )
     with mirror.opened(run, FLAGS.data_cache) as mirrored:
         run_dir.check(mirrored.folder, config, data)
@@ -132,6 +133,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         alike = {f"--config.{key}": value for key, value in configs.flatten(config).items()} | {
             "data": data.fingerprint,
             "checkpoint in --run": newest and os.path.basename(newest),
+            # These decide where workers start and when they wait for each other.
+            "--init_from": FLAGS.init_from,
+            "--steps_per_call": FLAGS.steps_per_call,
+            "--report": report,
         }
         with workers.losing_none(devices):
             workers.require_same(devices, alike)

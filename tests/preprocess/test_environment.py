@@ -15,7 +15,7 @@ import pytest
 from apache_beam.runners.portability.prism_runner import PrismRunner
 
 import preprocess
-from preprocess import environment, progress, run, shard, storage
+from preprocess import environment, progress, run, shard, storage, worker
 from tests.preprocess import job_server, photo_sets
 from tfrecords import image
 from tfrecords.errors import UserError
@@ -139,6 +139,18 @@ def test_carbox_worker_refuses_before_it_starts(settings):
     watch._between = 0
     with pytest.raises(UserError, match=r"has python 3\.\d+; .* Cancel the job in the cluster"):
         watch.check()
+
+
+def test_carbox_worker_that_finds_no_runner_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(worker, "_CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(
+        sys, "argv", ["carbox-worker", "--id=7", "--provision_endpoint=localhost:1"]
+    )
+    with pytest.raises(SystemExit, check=lambda error: error.code == 1):
+        worker.command()
+    said = capsys.readouterr().err
+    assert said.startswith("error: --provision_endpoint=localhost:1: no runner says there what")
+    assert "Traceback" not in said
 
 
 def test_a_worker_must_see_the_same_input(cars, settings):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.trainer import judged_runs
+from tfrecords.errors import UserError
 from trainer import configs, provenance, report, results_file, run_dir
 
 CLASSES = [f"Car {number:02} Coupe" for number in range(12)]
@@ -144,3 +145,13 @@ def test_a_run_that_diverged_or_was_not_evaluated_has_results_too(run, tmp_path)
     report.write(str(old))
     evaluation = checked(str(old))["evaluation"]
     assert evaluation["details"] is evaluation["figures"]["top1"]["interval_95"] is None
+
+
+@pytest.mark.parametrize("spoil", [lambda _: [], lambda values: values.pop("top1") and values])
+def test_an_evaluation_without_its_figures_is_told_in_a_sentence(run, tmp_path, spoil):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    path = copy / "evaluation-test.json"
+    path.write_text(json.dumps(spoil(json.loads(path.read_text()))))
+    with pytest.raises(UserError, match=r"evaluation-test\.json is damaged .*Evaluate the run"):
+        report.write(str(copy))

@@ -34,13 +34,27 @@ def start(number: int, flags: list[str], *more: str) -> list[subprocess.Popen]:
     ]
 
 
-def test_workers_of_another_config_are_refused_before_the_first_step(data, tmp_path):
+@pytest.mark.parametrize(
+    "flag", ["--config.optimizer.ema=0.5", "--steps_per_call=2", "--report=none"]
+)
+def test_workers_of_another_config_are_refused_before_the_first_step(data, tmp_path, flag):
     flags = [f"--data={data}", f"--run={tmp_path / 'run'}", *commands.SETTINGS]
-    for worker in start(2, flags, "--config.optimizer.ema=0.5"):
+    for worker in start(2, flags, flag):
         _, complained = worker.communicate(timeout=120)
         assert worker.returncode == 1
-        assert "the workers do not have the same --config.optimizer.ema. Start" in complained
+        name = flag.partition("=")[0]
+        assert f"the workers do not have the same {name}. Start" in complained
     assert not (tmp_path / "run").exists()
+
+
+def test_a_bucket_that_the_jobs_environment_names_is_refused(data, monkeypatch):
+    monkeypatch.setenv("AIP_MODEL_DIR", "gs://bucket/model")
+    for worker in start(2, [f"--data={data}", *commands.SETTINGS]):
+        _, complained = worker.communicate(timeout=300)
+        assert worker.returncode == 1
+        assert complained.splitlines()[-1].startswith(
+            "error: gs://bucket/model, which the job's environment names: several machines train in"
+        )
 
 
 @pytest.mark.timeout(900)

@@ -347,7 +347,7 @@ def _recipe(said: dict[str, Any]) -> str:
             f"\nEvaluation decoded records of {said['record_height']}x{said['record_width']} at"
             f" 1/{said['downscale']} of their size. `read_photo` and the SavedModel bring a photo"
             " to the small size at once, so that the name may differ from evaluation's on about 1"
-            " of 100 photos; the package carbox goes both steps.\n"
+            " of 100 photos; the package carbox takes both steps.\n"
         )
     return f"""## Data and recipe
 

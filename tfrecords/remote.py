@@ -19,6 +19,7 @@ short, those unused for longest first. Runs are never removed.
 import contextlib
 import dataclasses
 import datetime
+import errno
 import fcntl
 import hashlib
 import json
@@ -49,6 +50,7 @@ _EXTRAS = {"gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")
 _STREAMS = 8  # files fetched at once
 _RESERVE = 1 << 30  # bytes of the disk that stay free
 _UNUSED_DAYS = 30
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of this machine: no server says so
 _ONLY_FOR_TRAINING = re.compile(r"(last|tensorboard)/|\.|.*\.damaged$")
 
 _T = TypeVar("_T")
@@ -157,6 +159,11 @@ def local(path: str) -> str:
     return _datasets.get(path) or dataset(path)
 
 
+def is_here(path: str) -> bool:
+    """Whether `local` finds a data set without fetching it."""
+    return not is_remote(path) or path in _datasets
+
+
 def model(path: str, flag: str = "", cache: str | None = None) -> str:
     """Returns a local folder with a run or an export, which is fetched where it is remote.
 
@@ -222,7 +229,7 @@ def copied_back(path: str, folder: str, flag: str) -> Iterator[None]:
         flag: that gave the path.
 
     Raises:
-        UserError: it cannot be copied; the folder keeps it.
+        UserError: it cannot be copied; a folder beside it keeps it.
     """
     before = files(folder) if is_remote(path) else {}
     yield
@@ -236,7 +243,10 @@ def copied_back(path: str, folder: str, flag: str) -> Iterator[None]:
         for name in sorted(before.keys() - now.keys()):
             bucket.delete(name)
     except UserError as error:
-        raise UserError(f"{error} The results are in {folder}.") from None
+        # The cache would take them for what is in the bucket, and never copy them.
+        kept = f"{folder}-{uuid.uuid4().hex[:8]}"
+        os.rename(folder, kept)
+        raise UserError(f"{error} The results are in {kept}.") from None
     print(f"copied to: {path.rstrip('/')}/")
 
 
@@ -400,6 +410,8 @@ class Folder:
             except FileNotFoundError:
                 raise FileNotFoundError(2, "no such object", name) from None
             except Exception as error:  # each library has its own
+                if isinstance(error, OSError) and error.errno in _DISK_FULL:
+                    raise
                 waited = time.monotonic() - started
                 if not _is_away(error):
                     raise UserError(

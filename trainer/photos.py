@@ -25,6 +25,8 @@ class Photos:
         self.missing = ""
         self._judged = results.judged_of(evaluation)
         try:
+            if not remote.is_here(evaluation.data):  # a page is not worth fetching a data set
+                raise UserError(f"{evaluation.data} is remote, and was not needed otherwise.")
             info = manifest.read(remote.local(evaluation.data))
             found = run_dir.describe_data(evaluation.data, info).fingerprint
             if found != evaluation.fingerprint:

@@ -208,9 +208,7 @@ def test_the_pods_of_the_indexed_job_join():
     for number, port in enumerate(ports):
         pods = f"carbox-train-{number}.carbox-train:2222"
         texts = [text.replace(pods, f"localhost:{port}") for text in texts]
-    said = environment.outputs(
-        *(environment.python(environment.JOIN, TF_CONFIG=text) for text in texts)
-    )
+    said = environment.joined(*({"TF_CONFIG": text} for text in texts))
     assert [one.split(")")[0] for one in said] == ["(0, 2", "(1, 2"]
 
 

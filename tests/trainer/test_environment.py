@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -43,8 +44,14 @@ JOIN = """
 from trainer import strategy
 devices = strategy.make("auto")
 total = strategy.sum_over_workers(devices, 1.5)
-print(strategy.worker(devices), strategy.describe(devices), total)
+print("joined", strategy.worker(devices), strategy.describe(devices), total)
 """
+
+
+def joined(*environments: dict[str, str]) -> list[str]:
+    """Returns what each of some processes says of itself when all have joined."""
+    said = outputs(*(python(JOIN, **one) for one in environments))
+    return [re.findall("^joined (.+)$", one, re.MULTILINE)[0] for one in said]
 
 
 def free_ports(count: int) -> list[int]:
@@ -64,8 +71,8 @@ def test_a_master_is_the_chief_of_its_workers():
         {"cluster": cluster, "task": {"type": job, "index": 0}, "environment": "cloud"}
         for job in ("master", "worker")
     ]
-    said = outputs(*(python(JOIN, TF_CONFIG=json.dumps(task)) for task in tasks))
-    strategies = "CollectiveAllReduceStrategy, 2 replicas on CPU 3.0\n"
+    said = joined(*({"TF_CONFIG": json.dumps(task)} for task in tasks))
+    strategies = "CollectiveAllReduceStrategy, 2 replicas on CPU 3.0"
     assert said == [f"(0, 2) {strategies}", f"(1, 2) {strategies}"]
 
 
@@ -77,10 +84,8 @@ def test_tasks_of_srun_join_on_machines_without_gpus():
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_STEP_TASKS_PER_NODE": "2",
     }
-    said = outputs(
-        *(python(JOIN, **step, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in ("0", "1"))
-    )
-    strategies = "CollectiveAllReduceStrategy, 2 replicas on CPU 3.0\n"
+    said = joined(*(step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in ("0", "1")))
+    strategies = "CollectiveAllReduceStrategy, 2 replicas on CPU 3.0"
     assert said == [f"(0, 2) {strategies}", f"(1, 2) {strategies}"]
 
 

@@ -1,4 +1,4 @@
-"""A job on Vertex AI writes where the service looks."""
+"""A job on Vertex AI or SageMaker writes where the service looks, and knows its machines."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ import pytest
 
 from tests.trainer import commands
 from tfrecords.errors import FlagError
-from trainer import configs, task, tensorboard, vertex
+from trainer import configs, platforms, task, tensorboard
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +37,13 @@ def test_the_run_goes_where_the_job_says_unless_a_flag_says_otherwise(data, tmp_
 
 def test_a_bucket_becomes_the_run_as_it_is_written(monkeypatch):
     monkeypatch.setenv("AIP_MODEL_DIR", "gs://bucket/cars/model/")
-    assert vertex.run_folder() == "gs://bucket/cars/model"
+    assert platforms.run_folder() == "gs://bucket/cars/model"
 
 
 def test_summaries_go_to_the_tensorboard_of_the_job(data, tmp_path, monkeypatch):
     mount, run = tmp_path / "gcs", tmp_path / "run"
     (mount / "bucket").mkdir(parents=True)
-    monkeypatch.setattr(vertex, "MOUNT", str(mount))
+    monkeypatch.setattr(platforms, "MOUNT", str(mount))
     monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", "gs://bucket/cars/logs/")
     assert f"TensorBoard: {mount}/bucket/cars/logs, which is AIP" in plan(data, f"--run={run}")
     tensorboard.write_config(str(run), configs.load("sample"))
@@ -54,7 +54,7 @@ def test_summaries_go_to_the_tensorboard_of_the_job(data, tmp_path, monkeypatch)
 def test_a_bucket_that_is_not_mounted_is_told_and_the_summaries_stay_in_the_run(
     data, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(vertex, "MOUNT", str(tmp_path))
+    monkeypatch.setattr(platforms, "MOUNT", str(tmp_path))
     monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", "gs://bucket/logs")
     assert "gs://bucket/logs is not mounted" in plan(data, f"--run={tmp_path}/run")
     assert tensorboard.folder("run") == "run/tensorboard"

@@ -2,18 +2,23 @@
 
 import contextlib
 import io
+import json
+import os
+import sys
 
 import pytest
 
-from tests.trainer import commands
-from tfrecords.errors import FlagError
-from trainer import configs, platforms, task, tensorboard
+from tests.trainer import commands, networks
+from tests.trainer.test_environment import JOIN
+from tfrecords.errors import FlagError, UserError
+from trainer import cluster, configs, platforms, strategy, task, tensorboard
 
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
-    for name in ("AIP_MODEL_DIR", "AIP_CHECKPOINT_DIR", "AIP_TENSORBOARD_LOG_DIR"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith(("AIP_", "SM_", "SLURM_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("TF_CONFIG", raising=False)
 
 
 def plan(data: str, *flags: str) -> str:
@@ -58,3 +63,58 @@ def test_a_bucket_that_is_not_mounted_is_told_and_the_summaries_stay_in_the_run(
     monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", "gs://bucket/logs")
     assert "gs://bucket/logs is not mounted" in plan(data, f"--run={tmp_path}/run")
     assert tensorboard.folder("run") == "run/tensorboard"
+
+
+def test_the_run_goes_where_sagemaker_keeps_models(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SM_MODEL_DIR", f"{tmp_path}/model")
+    said = plan(data)
+    assert f"run:      {tmp_path}/model\n" in said
+    assert "which is SM_MODEL_DIR" in said
+
+
+def resource_config(folder, text: str) -> None:
+    (folder / "input" / "config").mkdir(parents=True)
+    (folder / "input" / "config" / "resourceconfig.json").write_text(text)
+
+
+def test_machines_of_sagemaker_are_workers(tmp_path, monkeypatch):
+    """By the file that is always there, and by the toolkit's variables, which come first."""
+    monkeypatch.setattr(platforms, "SAGEMAKER", str(tmp_path))
+    assert cluster.find("auto") is None
+    resource_config(tmp_path, '{"current_host": "algo-2", "hosts": ["algo-1", "algo-2"]}')
+    found = cluster.find("auto")
+    assert found.addresses == ["algo-1:8890", "algo-2:8890"]
+    assert found.address == "algo-2:8890"
+    assert cluster.find("mirrored") is None
+    monkeypatch.setenv("SM_HOSTS", '["algo-1", "algo-2", "algo-3"]')
+    monkeypatch.setenv("SM_CURRENT_HOST", "algo-3")
+    assert cluster.find("multiworker").index == 2
+    monkeypatch.setenv("SM_HOSTS", '["algo-1"]')
+    monkeypatch.setenv("SM_CURRENT_HOST", "algo-1")
+    assert cluster.find("auto") is None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"hosts": ["a", "b"], "current_host": "c"}'])
+def test_machines_of_sagemaker_that_make_no_sense_are_told_so(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(platforms, "SAGEMAKER", str(tmp_path))
+    resource_config(tmp_path, text)
+    with pytest.raises(UserError, match=r"resourceconfig\.json should name .* Set TF_CONFIG"):
+        strategy.make("auto")
+
+
+@pytest.mark.slow
+def test_machines_of_sagemaker_join():
+    hosts = ["algo-1", "algo-2"]
+    if reason := networks.missing():
+        pytest.skip(reason)
+    with networks.lan(hosts) as lan:
+        python = [sys.executable, "-c", JOIN]
+        machines = [
+            commands.start_program(
+                [*lan.command(index), *python], SM_HOSTS=json.dumps(hosts), SM_CURRENT_HOST=host
+            )
+            for index, host in enumerate(hosts)
+        ]
+        said = [machine.communicate(timeout=600) for machine in machines]
+    for index, (out, complained) in enumerate(said):
+        assert f"joined ({index}, 2) " in out, complained

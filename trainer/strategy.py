@@ -27,8 +27,8 @@ def make(
     """Returns the strategy; to be called before TensorFlow touches a device.
 
     Args:
-        name: `mirrored` (all GPUs of this machine), `multiworker` (all machines that `TF_CONFIG`
-            or Slurm names), `one` (one device), or `auto`.
+        name: `mirrored` (all GPUs of this machine), `multiworker` (all machines that `TF_CONFIG`,
+            Slurm or SageMaker names), `one` (one device), or `auto`.
         replicas: use so many logical CPU devices instead of GPUs, to try a strategy without them.
         allow_cpu: go on where the machine has GPUs and TensorFlow sees none.
 
@@ -76,8 +76,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "strategy",
         "auto",
         NAMES,
-        "mirrored: all GPUs of this machine; multiworker: the machines that TF_CONFIG or Slurm"
-        " names; one: one device; auto: the one of these that fits",
+        "mirrored: all GPUs of this machine; multiworker: the machines that TF_CONFIG, Slurm"
+        " or SageMaker names; one: one device; auto: the one of these that fits",
         flag_values=flag_values,
     )
     flags.DEFINE_integer(

@@ -158,6 +158,8 @@ def _listening(address: str) -> Iterator[None]:
 
 def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
+    if not (host and port.isdigit() and 0 < int(port) < 2**16):
+        raise ValueError(f"{address!r} is not HOST:PORT")
     return host.strip("[]"), int(port)
 
 
@@ -186,6 +188,8 @@ def _of_tf_config(text: str) -> Cluster | None:
             raise ValueError("it has more than one chief")
         if not (0 <= index < len(jobs[job]) and jobs[job][index]):
             raise ValueError("its task has no address")
+        for address in sum(jobs.values(), []):
+            _host_and_port(address)
     except (ValueError, AttributeError, TypeError, LookupError) as error:
         raise UserError(
             "the environment variable TF_CONFIG is not the JSON of a cluster and of this machine's"

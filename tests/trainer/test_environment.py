@@ -167,6 +167,8 @@ def test_a_machine_that_would_not_train_is_told_so(monkeypatch, job):
         ({"worker": ["a:1"]}, {"type": "worker", "index": 1}),
         ({"worker": ["a:1"]}, {"type": "worker", "index": -1}),
         ({"worker": ["a:1"]}, {"type": "chief", "index": 0}),
+        ({"worker": ["a:1", "b"]}, {"type": "worker", "index": 0}),
+        ({"worker": ["a:1", "b:66000"]}, {"type": "worker", "index": 0}),
     ],
 )
 def test_a_cluster_that_makes_no_sense_is_told_so(monkeypatch, cluster, task):

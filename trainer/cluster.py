@@ -188,7 +188,8 @@ def _of_tf_config(text: str) -> Cluster | None:
             raise ValueError("it has more than one chief")
         if not (0 <= index < len(jobs[job]) and jobs[job][index]):
             raise ValueError("its task has no address")
-        for address in sum(jobs.values(), []):
+        cluster = Cluster(jobs, job, index)
+        for address in cluster.addresses:
             _host_and_port(address)
     except (ValueError, AttributeError, TypeError, LookupError) as error:
         raise UserError(
@@ -197,7 +198,7 @@ def _of_tf_config(text: str) -> Cluster | None:
             ' {"cluster": {"worker": ["host1:2222", "host2:2222"]},'
             ' "task": {"type": "worker", "index": 0}}'
         ) from None
-    return Cluster(jobs, job, index)
+    return cluster
 
 
 def _of_slurm() -> Cluster | None:

@@ -16,11 +16,14 @@ import pytest
 from tests.trainer import commands, networks
 from tests.trainer.test_environment import free_ports
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-RECIPE = [*commands.SETTINGS, "--epochs=6", "--batch_size=6"]
-SECONDS = 600  # for a run, on a busy machine
+# Without XLA and a report, which cost most of the time and make no difference here.
+RECIPE = [*commands.SETTINGS, "--epochs=6", "--batch_size=6", "--jit=off", "--report=none"]
+SECONDS = 1500  # for a run, on a busy machine
 NOTICED = 60  # within these seconds the others end
+
+_started: list[subprocess.Popen] = []
 
 Undisturbed = Callable[[int], dict[str, np.ndarray]]
 
@@ -42,6 +45,7 @@ def start(
         if lan:
             command = [*lan.command(index), *command]
         workers.append(commands.start_program(command, TF_CONFIG=json.dumps(task)))
+    _started.extend(workers)
     return workers
 
 
@@ -76,6 +80,16 @@ def require_same_bits(run: str, expected: dict[str, np.ndarray]) -> None:
     assert ours.keys() == expected.keys()
     for name in expected:
         np.testing.assert_array_equal(ours[name], expected[name], err_msg=name)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """Ends what a test that failed has left: the others would wait for the network's end."""
+    yield
+    for worker in _started:
+        worker.kill()
+        worker.wait()
+    _started.clear()
 
 
 @pytest.fixture(scope="module")
@@ -205,13 +219,12 @@ def test_a_chief_killed_while_it_saves_ends_the_others_and_the_run_goes_on_from_
     flags, tmp_path, undisturbed
 ):
     run = str(tmp_path / "run")
-    for after in (3, 9):
-        chief, other = start(2, flags)
-        step = kill_while_it_saves(chief, run, after)
-        print(f"killed while it saved {step}")
-        assert require_sentences([other]) < NOTICED
+    chief, other = start(2, flags)
+    step = kill_while_it_saves(chief, run, after=3)
+    print(f"killed while it saved {step}")
+    assert require_sentences([other]) < NOTICED
     said, _ = finish(start(2, flags))
     (resumed,) = re.findall(r"^resuming at step (\d+) of 18$", said, re.MULTILINE)
-    assert 9 <= int(resumed) < int(step.split("-")[1])
+    assert 3 <= int(resumed) < int(step.split("-")[1])
     assert unfinished(run) == set()
     require_same_bits(run, undisturbed(2))

@@ -1,6 +1,7 @@
 """The images and the job specs: what they name exists, and what they pass is understood."""
 
 import importlib.metadata
+import json
 import os
 import re
 import shlex
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import botocore.session
+import botocore.validate
 import kubernetes_validate
 import pytest
 import yaml
@@ -18,6 +21,8 @@ from packaging.utils import canonicalize_name
 
 from preprocess import run as preprocess
 from preprocess import runner
+from tests.tfrecords import datasets
+from tests.trainer import commands, networks
 from tfrecords import command
 from tfrecords.errors import FlagError
 from trainer import serve, task
@@ -208,10 +213,37 @@ def test_the_pods_of_the_indexed_job_join():
     for number, port in enumerate(ports):
         pods = f"carbox-train-{number}.carbox-train:2222"
         texts = [text.replace(pods, f"localhost:{port}") for text in texts]
-    said = environment.outputs(
-        *(environment.python(environment.JOIN, TF_CONFIG=text) for text in texts)
-    )
+    said = environment.joined(*({"TF_CONFIG": text} for text in texts))
     assert [one.split(")")[0] for one in said] == ["(0, 2", "(1, 2"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_pods_of_the_indexed_job_train_by_their_names(tmp_path):
+    """Each in a network namespace of its pod's name, with the spec's own variables and flags."""
+    if reason := networks.missing():
+        pytest.skip(reason)
+    (tmp_path / "data" / "tfrecords").mkdir(parents=True)
+    datasets.write(str(tmp_path / "data" / "tfrecords"), {"train": [datasets.records(0, 12)]})
+    variables = [tf_config(index)[0] for index in range(2)]
+    job = tf_config(0)[1]["spec"]["template"]["spec"]
+    (container,) = job["containers"]
+    hosts = [address.split(":")[0] for address in json.loads(variables[0])["cluster"]["worker"]]
+    with networks.lan(hosts) as lan:
+        pods = [
+            commands.start_program(
+                [*lan.command(index), sys.executable, "-m", "trainer.task"]
+                + [*container["args"], *commands.SETTINGS],
+                folder=tmp_path,
+                TF_CONFIG=text,
+                PYTHONPATH=str(ROOT),
+            )
+            for index, text in enumerate(variables)
+        ]
+        said = [pod.communicate(timeout=900) for pod in pods]
+    assert [pod.returncode for pod in pods] == [0, 0], said
+    assert "2 replicas" in said[0][0]
+    assert (tmp_path / "runs" / "first" / "report.html").exists()
 
 
 def test_flink_has_a_pool_beside_each_task_manager_and_a_job_that_uses_them():
@@ -244,11 +276,35 @@ def test_the_job_of_vertex_ai_is_understood():
     assert given.run is None  # it is named by baseOutputDirectory
     assert spec["baseOutputDirectory"]["outputUriPrefix"].startswith("gs://")
     # The run is in a bucket, so the image must be built with the extra that reads buckets.
-    (build,) = re.findall(r"^# +(docker build .+)$", (DOCKER / "vertex-job.yaml").read_text(), re.M)
+    assert require_extras("vertex-job.yaml") == {"gpu", "gcs"}
+
+
+def test_the_job_of_sagemaker_is_understood_by_its_interface_and_by_the_trainer():
+    (spec,) = documents(DOCKER / "sagemaker-job.yaml")
+    service = botocore.session.get_session().get_service_model("sagemaker")
+    shape = service.operation_model("CreateTrainingJob").input_shape
+    validator = botocore.validate.ParamValidator()
+    found = validator.validate(spec, shape)
+    assert not found.has_errors(), found.generate_report()
+    assert validator.validate(spec | {"Tpyo": 1}, shape).has_errors()
+    algorithm = spec["AlgorithmSpecification"]
+    entry = re.findall(r"^ENTRYPOINT (.+)$", TRAINER, re.M)[0]
+    assert algorithm["ContainerEntrypoint"] == yaml.safe_load(entry)
+    given = train(algorithm["ContainerArguments"])
+    assert given.strategy == "mirrored"
+    assert given.data.startswith("s3://BUCKET/")
+    assert given.run.startswith("s3://BUCKET/")
+    assert require_extras("sagemaker-job.yaml") == {"gpu", "s3"}
+
+
+def require_extras(spec: str) -> set[str]:
+    """Returns the extras that a spec builds the image with; they exist."""
+    (build,) = re.findall(r"^# +(docker build .+)$", (DOCKER / spec).read_text(), re.M)
     (extras,) = re.findall(r"--build-arg EXTRA=(\S+)", build)
     assert '".[${EXTRA}]"' in TRAINER
     provided = importlib.metadata.metadata("carbox").get_all("Provides-Extra")
-    assert {"gpu", "gcs"} == set(extras.split(",")) <= set(provided)
+    assert set(extras.split(",")) <= set(provided)
+    return set(extras.split(","))
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.name)

@@ -2,22 +2,19 @@
 
 import contextlib
 import glob
-import json
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import tensorflow as tf
 from absl import flags
-from tensorflow.python.distribute.cluster_resolver import slurm_cluster_resolver as slurm
 
 from tfrecords import pipelines
 from tfrecords.errors import UserError
-from trainer import resources
+from trainer import cluster, resources
 
 NAMES = ("mirrored", "multiworker", "one", "auto")
 
@@ -30,8 +27,8 @@ def make(
     """Returns the strategy; to be called before TensorFlow touches a device.
 
     Args:
-        name: `mirrored` (all GPUs of this machine), `multiworker` (all machines that `TF_CONFIG`
-            or Slurm names), `one` (one device), or `auto`.
+        name: `mirrored` (all GPUs of this machine), `multiworker` (all machines that `TF_CONFIG`,
+            Slurm or SageMaker names), `one` (one device), or `auto`.
         replicas: use so many logical CPU devices instead of GPUs, to try a strategy without them.
         allow_cpu: go on where the machine has GPUs and TensorFlow sees none.
 
@@ -43,7 +40,7 @@ def make(
         raise UserError(f"--strategy={name}: it must be one of {', '.join(NAMES)}.")
     if replicas is not None and replicas < 1:
         raise UserError(f"--replicas={replicas}: it must be at least 1.")
-    cluster = _find_cluster(name)
+    found = cluster.find(name)
     _limit_threads()
     if replicas and tf.config.get_visible_devices("GPU"):
         tf.config.set_visible_devices([], "GPU")
@@ -51,19 +48,19 @@ def make(
     if not (gpus or replicas or allow_cpu):
         _require_no_gpu()
     if name == "auto":
-        if cluster and cluster.size > 1:
+        if found and found.size > 1:
             name = "multiworker"
         else:
             name = "mirrored" if max(len(gpus), replicas or 1) > 1 else "one"
-    if name == "multiworker" and cluster:
-        gpus = share(gpus, *cluster.neighbors)
+    if name == "multiworker" and found:
+        gpus = share(gpus, *found.neighbors)
         tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     if name == "multiworker":
         if replicas and replicas > 1:
             raise UserError("--replicas works with mirrored; a worker of multiworker has one CPU.")
-        return _multi_worker(cluster, len(gpus))
+        return _multi_worker(found, len(gpus))
     if name == "one":
         if replicas and replicas > 1:
             raise UserError(f"--strategy=one has one replica, not {replicas}: use mirrored.")
@@ -79,8 +76,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "strategy",
         "auto",
         NAMES,
-        "mirrored: all GPUs of this machine; multiworker: the machines that TF_CONFIG or Slurm"
-        " names; one: one device; auto: the one of these that fits",
+        "mirrored: all GPUs of this machine; multiworker: the machines that TF_CONFIG, Slurm"
+        " or SageMaker names; one: one device; auto: the one of these that fits",
         flag_values=flag_values,
     )
     flags.DEFINE_integer(
@@ -104,8 +101,8 @@ def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     Only the chief writes the run folder.
     """
     resolver = strategy.cluster_resolver
-    cluster = resolver.cluster_spec().as_dict() if resolver else {}
-    chiefs, others = len(cluster.get("chief", [])), len(cluster.get("worker", []))
+    jobs = resolver.cluster_spec().as_dict() if resolver else {}
+    chiefs, others = len(jobs.get("chief", [])), len(jobs.get("worker", []))
     if chiefs + others < 2:
         return 0, 1
     index = resolver.task_id + (chiefs if resolver.task_type == "worker" else 0)
@@ -179,98 +176,6 @@ def gpus_of_machine(devices: str = "/dev") -> list[str]:
     return [line.split(" (UUID")[0] for line in listed.stdout.splitlines() if line[:4] == "GPU "]
 
 
-@dataclass(frozen=True)
-class _Cluster:
-    """All workers, and which of them this process is.
-
-    Attributes:
-        jobs: addresses of `chief`, if any, and `worker`.
-        job, index: this process's place.
-        neighbors: how many tasks share this machine and its GPUs, and this one's index among them.
-    """
-
-    jobs: dict[str, list[str]]
-    job: str
-    index: int
-    neighbors: tuple[int, int] = (1, 0)
-
-    @property
-    def size(self) -> int:
-        """How many workers there are."""
-        return sum(map(len, self.jobs.values()))
-
-
-def _find_cluster(name: str) -> _Cluster | None:
-    if os.environ.get("TF_CONFIG"):
-        return _cluster_of_tf_config(os.environ["TF_CONFIG"])
-    if "SLURM_JOB_ID" in os.environ and name in ("auto", "multiworker"):
-        return _cluster_of_slurm()
-    return None
-
-
-def _cluster_of_tf_config(text: str) -> _Cluster | None:
-    try:
-        config = json.loads(text)
-        jobs = {job: list(addresses) for job, addresses in config.get("cluster", {}).items()}
-        if not jobs:
-            return None
-        job, index = config["task"]["type"], int(config["task"]["index"])
-        for unknown in sorted({*jobs, job} - {"chief", "master", "worker"}):
-            raise UserError(
-                f"TF_CONFIG names a job {unknown!r}, and all machines train alike here: there is"
-                " one chief (or master), and workers. Leave parameter servers and evaluators out."
-            )
-        # Older platforms call the chief `master`; TensorFlow understands only `chief`.
-        if "master" in jobs:
-            jobs["chief"] = [*jobs.pop("master"), *jobs.get("chief", [])]
-        job = "chief" if job == "master" else job
-        if len(jobs.get("chief", [])) > 1:
-            raise ValueError("it has more than one chief")
-        if not (0 <= index < len(jobs[job]) and jobs[job][index]):
-            raise ValueError("its task has no address")
-    except (ValueError, AttributeError, TypeError, LookupError) as error:
-        raise UserError(
-            "the environment variable TF_CONFIG is not the JSON of a cluster and of this machine's"
-            f" task in it: {error!r}. Example:"
-            ' {"cluster": {"worker": ["host1:2222", "host2:2222"]},'
-            ' "task": {"type": "worker", "index": 0}}'
-        ) from None
-    return _Cluster(jobs, job, index)
-
-
-def _cluster_of_slurm() -> _Cluster | None:
-    names = ("PROCID", "STEP_NODELIST", "STEP_TASKS_PER_NODE")
-    values = [os.environ.get(f"SLURM_{name}", "") for name in names]
-    if not all(values):
-        tasks = os.environ.get("SLURM_NTASKS", "1")
-        if tasks == "1":
-            return None
-        raise UserError(
-            f"Slurm gave this job {tasks} tasks, but srun did not start this process, so it is not"
-            " one of them. Start it by `srun python -m trainer.task …`, or pass --strategy=mirrored"
-            " to train on this machine alone."
-        )
-    rank, nodes, counts = values
-    try:
-        # Jobs that share a machine must use different ports.
-        port = 12000 + 16 * (int(os.environ["SLURM_JOB_ID"]) % 1000)
-        tasks_of = zip(
-            slurm.expand_hostlist(nodes), slurm.expand_tasks_per_node(counts), strict=True
-        )
-        places = [(host, task, count) for host, count in tasks_of for task in range(count)]
-        _, task, count = places[int(rank)]
-    except (ValueError, LookupError) as error:
-        raise UserError(
-            f"Slurm's variables contradict each other ({error}): SLURM_PROCID={rank},"
-            f" SLURM_STEP_NODELIST={nodes}, SLURM_STEP_TASKS_PER_NODE={counts}. Start the command"
-            " by srun, or set TF_CONFIG."
-        ) from None
-    if {"SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"} & os.environ.keys():
-        count, task = 1, 0  # each task sees its own GPUs only
-    addresses = [f"{host}:{port + place}" for host, place, _ in places]
-    return _Cluster({"worker": addresses}, "worker", int(rank), (count, task))
-
-
 def _limit_threads() -> None:
     """Limits TensorFlow's threads to a container's cores; by itself it counts the machine's."""
     cores = resources.cores()
@@ -291,25 +196,26 @@ def _require_no_gpu() -> None:
         )
 
 
-def _multi_worker(cluster: _Cluster | None, gpus: int) -> tf.distribute.Strategy:
-    if cluster is None:
+def _multi_worker(found: cluster.Cluster | None, gpus: int) -> tf.distribute.Strategy:
+    if found is None:
         raise UserError(
             "--strategy=multiworker needs to know the other workers: set TF_CONFIG (Kubernetes and"
-            " Vertex AI do), or start it with Slurm's srun. For one machine there is"
-            " --strategy=mirrored."
+            " Vertex AI do), or start it with Slurm's srun or on SageMaker. For one machine there"
+            " is --strategy=mirrored."
         )
     implementation = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=implementation.NCCL if gpus else implementation.RING
     )
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec(cluster.jobs),
-        task_type=cluster.job,
-        task_id=cluster.index,
+        tf.train.ClusterSpec(found.jobs),
+        task_type=found.job,
+        task_id=found.index,
         num_accelerators={"GPU": gpus},
         rpc_layer="grpc",
     )
-    return tf.distribute.MultiWorkerMirroredStrategy(resolver, communication_options=options)
+    with cluster.joining(found):
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver, communication_options=options)
 
 
 def _logical_cpus(replicas: int) -> list[str]:

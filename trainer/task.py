@@ -32,13 +32,13 @@ with extra("train"):
         mirror,
         model,
         pictures,
+        platforms,
         provenance,
         run_dir,
         strategy,
         tensorboard,
         train,
         train_state,
-        vertex,
         warm_start,
         workers,
         xla,
@@ -53,7 +53,7 @@ command.DEFINE_path("data", "data/tfrecords", "data set to train on", flag_value
 command.DEFINE_path(
     "run",
     None,
-    "folder of the run; if absent, the one that Vertex AI names, or runs/DATA-CONFIG",
+    "folder of the run; if absent, the one that Vertex AI or SageMaker names, or runs/DATA-CONFIG",
     flag_values=FLAGS,
 )
 remote.define_cache_flag(FLAGS)
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     devices = strategy.make(FLAGS.strategy, FLAGS.replicas, allow_cpu=FLAGS.allow_cpu)
     check_batch(config, devices.num_replicas_in_sync)
     report = split_to_report(info)
-    run = FLAGS.run or vertex.run_folder()
+    run = FLAGS.run or platforms.run_folder()
     run = run or os.path.join("runs", f"{run_dir.shortened(info.name)}-{config.name}")
     if remote.is_remote(run) and strategy.worker(devices)[1] > 1:
         named = f"--run={run}" if FLAGS.run else f"{run}, which the job's environment names"
@@ -194,6 +194,9 @@ def train_and_report(
             held.enter_context(run_dir.locked(run))
             run_dir.create(run, config, data)
             provenance.add_start(run, devices)
+        with workers.losing_none(devices):
+            # The chief has just written this file, and no two starts write the same.
+            workers.require_shared(devices, os.path.join(run, provenance.FILE_NAME))
         setup = train.Setup(
             strategy=devices,
             network=network,
@@ -305,7 +308,7 @@ def plan(
             f" global batch size {config.batch_size}",
             f"strategy: {strategy.describe(devices)}, {config.precision}, {jit}",
             f"run:      {run}",
-            *vertex.describe(run_is_given=FLAGS.run is not None),
+            *platforms.describe(run_is_given=FLAGS.run is not None),
         )
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from trainer import configs, vertex
+from trainer import configs, platforms
 from trainer.configs import Config
 from trainer.history import EpochMetrics
 
@@ -28,7 +28,7 @@ _SPEED = {
 
 def folder(run: str) -> str:
     """Returns the folder that TensorBoard reads: in the run's folder, or where Vertex AI looks."""
-    return vertex.tensorboard_folder() or os.path.join(run, "tensorboard")
+    return platforms.tensorboard_folder() or os.path.join(run, "tensorboard")
 
 
 def write_config(run: str, config: Config) -> None:

@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import os
+import time
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -18,6 +20,9 @@ _LOST = (
     tf.errors.InternalError,
     tf.errors.UnavailableError,
 )
+
+# NFS may hide a new file from other machines for a minute.
+_VISIBLE_SECONDS = 90.0
 
 
 def require_same(devices: tf.distribute.Strategy, values: Mapping[str, object]) -> None:
@@ -45,6 +50,34 @@ def require_same(devices: tf.distribute.Strategy, values: Mapping[str, object]) 
         )
 
 
+def require_shared(devices: tf.distribute.Strategy, file: str) -> None:
+    """Checks that all workers see a file of the run's folder; each waits here for all others.
+
+    Without it, the others would notice only when the training is done and they need the best epoch.
+
+    Args:
+        devices: of all workers.
+        file: that the chief has just written, and that differs from what it was before.
+
+    Raises:
+        UserError: some worker does not see it; all of them raise it.
+    """
+    rank, count = strategy.worker(devices)
+    if count == 1:
+        return
+    wanted = _gather_rows(devices, _digest_row(_read(file) if rank == 0 else b"")).numpy()[0]
+    deadline = time.monotonic() + _VISIBLE_SECONDS
+    while not (sees := (_digest_row(_read(file)).numpy() == wanted).all()):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    if blind := count - round(strategy.sum_over_workers(devices, float(sees))):
+        raise UserError(
+            f"{blind} of {count} workers do not see in {os.path.dirname(file)} what the first one"
+            " has written there. Name a --run folder that all machines share (NFS, for example)."
+        )
+
+
 @contextlib.contextmanager
 def losing_none(devices: tf.distribute.Strategy) -> Iterator[None]:
     """Turns TensorFlow's error about a worker that has ended into a sentence.
@@ -67,10 +100,20 @@ def losing_none(devices: tf.distribute.Strategy) -> Iterator[None]:
 
 def _all_equal(devices: tf.distribute.Strategy, values: Mapping[str, object]) -> list[bool]:
     """Returns for each value whether all workers have the same."""
-    digests = [hashlib.sha256(repr(value).encode()).digest()[:8] for value in values.values()]
-    mine = np.frombuffer(b"".join(digests), np.int64)
-    rows = _gather_rows(devices, tf.constant(mine[np.newaxis])).numpy()
+    row = _digest_row(*(repr(value).encode() for value in values.values()))
+    rows = _gather_rows(devices, row).numpy()
     return (rows == rows[0]).all(axis=0).tolist()
+
+
+def _digest_row(*contents: bytes) -> tf.Tensor:
+    digests = b"".join(hashlib.sha256(content).digest()[:8] for content in contents)
+    return tf.constant(np.frombuffer(digests, np.int64)[np.newaxis])
+
+
+def _read(file: str) -> bytes:
+    with contextlib.suppress(OSError), open(file, "rb") as opened:
+        return opened.read()
+    return b""
 
 
 @tf.function

@@ -27,8 +27,15 @@ SETTINGS = [
 
 
 def start(module: str, *flags: str, **environment: str) -> subprocess.Popen:
+    return start_program([sys.executable, "-m", module, *flags], **environment)
+
+
+def start_program(
+    command: list[str], folder: str | os.PathLike | None = None, **environment: str
+) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", module, *flags],
+        command,
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

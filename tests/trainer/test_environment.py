@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tfrecords.errors import UserError
-from trainer import strategy
+from trainer import cluster, strategy
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +45,14 @@ JOIN = """
 from trainer import strategy
 devices = strategy.make("auto")
 total = strategy.sum_over_workers(devices, 1.5)
-print(strategy.worker(devices), strategy.describe(devices), total)
+print("joined", strategy.worker(devices), strategy.describe(devices), total)
 """
+
+
+def joined(*environments: dict[str, str]) -> list[str]:
+    """Returns what each of some processes says of itself when all have joined."""
+    said = outputs(*(python(JOIN, **one) for one in environments))
+    return [re.findall("^joined (.+)$", one, re.MULTILINE)[0] for one in said]
 
 
 def free_ports(count: int) -> list[int]:
@@ -64,8 +72,8 @@ def test_a_master_is_the_chief_of_its_workers():
         {"cluster": cluster, "task": {"type": job, "index": 0}, "environment": "cloud"}
         for job in ("master", "worker")
     ]
-    said = outputs(*(python(JOIN, TF_CONFIG=json.dumps(task)) for task in tasks))
-    strategies = "CollectiveAllReduceStrategy, 2 replicas on CPU 3.0\n"
+    said = joined(*({"TF_CONFIG": json.dumps(task)} for task in tasks))
+    strategies = "CollectiveAllReduceStrategy, 2 replicas on CPU 3.0"
     assert said == [f"(0, 2) {strategies}", f"(1, 2) {strategies}"]
 
 
@@ -77,11 +85,69 @@ def test_tasks_of_srun_join_on_machines_without_gpus():
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_STEP_TASKS_PER_NODE": "2",
     }
-    said = outputs(
-        *(python(JOIN, **step, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in ("0", "1"))
-    )
-    strategies = "CollectiveAllReduceStrategy, 2 replicas on CPU 3.0\n"
+    said = joined(*(step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in ("0", "1")))
+    strategies = "CollectiveAllReduceStrategy, 2 replicas on CPU 3.0"
     assert said == [f"(0, 2) {strategies}", f"(1, 2) {strategies}"]
+
+
+def two_workers(monkeypatch, mine: int, other: int) -> None:
+    addresses = [f"localhost:{mine}", f"localhost:{other}"]
+    task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(task))
+
+
+def test_a_worker_that_never_comes_is_named(monkeypatch, capsys):
+    mine, absent = free_ports(2)
+    two_workers(monkeypatch, mine, absent)
+    monkeypatch.setattr(cluster, "_WAIT_SECONDS", 1.0)
+    refused = rf"1 of 2 workers have not come .*: localhost:{absent} \(Connection refused\)\. Start"
+    with pytest.raises(UserError, match=refused):
+        strategy.make("multiworker")
+    assert f"waiting for localhost:{absent}, " in capsys.readouterr().out
+
+
+def test_an_address_where_something_else_listens_is_told(monkeypatch):
+    with socket.create_server(("localhost", 0)) as other:
+        port = other.getsockname()[1]
+        two_workers(monkeypatch, port, 1)
+        with pytest.raises(UserError, match=f"cannot listen at its address localhost:{port}: Addr"):
+            strategy.make("multiworker")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_lost_while_all_join_is_not_waited_for_without_end():
+    (mine,) = free_ports(1)
+    with socket.create_server(("localhost", 0)) as silent:
+        cluster = {"worker": [f"localhost:{silent.getsockname()[1]}", f"localhost:{mine}"]}
+        task = {"cluster": cluster, "task": {"type": "worker", "index": 1}}
+        process = python(
+            "from trainer import cluster; cluster._JOIN_SECONDS = 5\n" + JOIN,
+            TF_CONFIG=json.dumps(task),
+        )
+        _, complained = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "Timeout (0:00:05)" in complained or "the workers have not come together" in complained
+
+
+@pytest.mark.slow
+def test_a_worker_that_has_joined_and_does_not_train_yet_ends_by_sigterm():
+    (port,) = free_ports(1)
+    task = {
+        "cluster": {"worker": [f"localhost:{port}"]},
+        "task": {"type": "worker", "index": 0},
+    }
+    code = """
+from trainer import strategy
+import time
+strategy.make("multiworker")
+print("joined", flush=True)
+time.sleep(600)
+"""
+    process = python(code, TF_CONFIG=json.dumps(task))
+    assert "joined" in process.stdout.readline()
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("job", ["ps", "evaluator"])
@@ -101,6 +167,8 @@ def test_a_machine_that_would_not_train_is_told_so(monkeypatch, job):
         ({"worker": ["a:1"]}, {"type": "worker", "index": 1}),
         ({"worker": ["a:1"]}, {"type": "worker", "index": -1}),
         ({"worker": ["a:1"]}, {"type": "chief", "index": 0}),
+        ({"worker": ["a:1", "b"]}, {"type": "worker", "index": 0}),
+        ({"worker": ["a:1", "b:66000"]}, {"type": "worker", "index": 0}),
     ],
 )
 def test_a_cluster_that_makes_no_sense_is_told_so(monkeypatch, cluster, task):

@@ -1,11 +1,21 @@
-"""Where Vertex AI wants the output of a training job: it says so by environment variables."""
+"""What training services say about a job: where its output goes, and on which machines it runs.
 
+Vertex AI says it by `AIP_*`. SageMaker's training toolkit says it by `SM_*`; a container without
+the toolkit finds the machines in a file.
+"""
+
+import json
 import os
+
+from tfrecords.errors import UserError
 
 MOUNT = "/gcs"
 """Where Vertex AI shows buckets as folders, each under its name."""
 
-_RUN = ("AIP_MODEL_DIR", "AIP_CHECKPOINT_DIR")
+SAGEMAKER = "/opt/ml"
+"""Where SageMaker keeps the files of a job."""
+
+_RUN = ("AIP_MODEL_DIR", "AIP_CHECKPOINT_DIR", "SM_MODEL_DIR")
 _TENSORBOARD = "AIP_TENSORBOARD_LOG_DIR"
 
 
@@ -32,8 +42,35 @@ def tensorboard_folder() -> str | None:
     return folder or None
 
 
+def sagemaker_hosts() -> tuple[list[str], str] | None:
+    """Returns the names of SageMaker's machines and that of this one; None outside SageMaker.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    file = os.path.join(SAGEMAKER, "input", "config", "resourceconfig.json")
+    try:
+        if "SM_HOSTS" in os.environ:
+            file = "SM_HOSTS and SM_CURRENT_HOST"
+            hosts, current = json.loads(os.environ["SM_HOSTS"]), os.environ["SM_CURRENT_HOST"]
+        elif os.path.exists(file):
+            with open(file) as opened:
+                found = json.load(opened)
+            hosts, current = found["hosts"], found["current_host"]
+        else:
+            return None
+        if current not in hosts:
+            raise ValueError(f"{current!r} is not one of {hosts}")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{file} should name SageMaker's machines and this one: {error!r}. Set TF_CONFIG, or"
+            " pass --strategy=mirrored to train on this machine alone."
+        ) from None
+    return list(hosts), current
+
+
 def describe(*, run_is_given: bool) -> list[str]:
-    """Returns lines for the user about what the job's environment decides; none outside Vertex AI.
+    """Returns lines for the user about what the job's environment decides, if anything.
 
     Args:
         run_is_given: whether `--run` names the run's folder, and the environment does not.

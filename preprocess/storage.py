@@ -343,6 +343,9 @@ def create(path: str, *, sync: bool = True) -> Iterator[BinaryIO]:
     beam, compression = _file_systems()
     with _as_os_error(path), beam.create(path, compression_type=compression) as file:
         yield file
+        if path.startswith("s3://") and not file.tell():
+            # S3 refuses an upload without parts, and Beam sends none of an empty file.
+            file.raw._uploader._write_to_s3(b"")
 
 
 def write(path: str, data: bytes, *, sync: bool = True) -> None:

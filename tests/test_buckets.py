@@ -114,6 +114,7 @@ def test_machines_that_are_taken_away_one_after_the_other_end_with_the_same_bits
     same_bits(fetched(store, "runs/killed", tmp_path / "whole"), undisturbed)
 
 
+@pytest.mark.timeout(1800)
 def test_several_machines_train_a_run_in_a_bucket_and_others_go_on_with_the_same_bits(
     store, data, local_data, tmp_path
 ):

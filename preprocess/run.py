@@ -111,10 +111,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
+        path = error.filename or FLAGS.output
+        advice = "Free some space or correct the path"
+        if "://" in path:
+            advice = "Check the address, your credentials and what they allow"
         raise UserError(
-            f"{error.filename or FLAGS.output}: {error.strerror or error}. An output that was"
-            " there before is untouched, and what is done is kept for the next run. Free some"
-            " space or correct the path, then run the same command again."
+            f"{path}: {error.strerror or error}. An output that was there before is untouched, and"
+            f" what is done is kept for the next run. {advice}, then run the same command again."
         ) from error
     except KeyboardInterrupt:
         print(

@@ -55,6 +55,9 @@ _EXTRAS = {
     "hdfs": ("hdfs", "hadoop"),
 }
 
+# Modules whose errors are those of a bucket's client, and not of the code that uses it.
+_CLIENTS = ("apache_beam", "azure", "boto3", "botocore", "google", "hdfs", "urllib3")
+
 _File = tuple[str, int, int, int, int, str]  # a row of `tables.FILES`
 
 
@@ -276,8 +279,7 @@ class Bucket:
 
     def read(self, entry: Entry) -> bytes:
         """Reads a whole object."""
-        with open_read(f"{self._root}/{entry.path}") as file:
-            return file.read()
+        return read(f"{self._root}/{entry.path}")
 
 
 def require_file_system(path: str) -> None:
@@ -307,13 +309,21 @@ def _is_installed(package: str) -> bool:
         return False
 
 
-def open_read(path: str) -> BinaryIO:
-    """Opens a file for reading."""
+@contextlib.contextmanager
+def open_read(path: str) -> Iterator[BinaryIO]:
+    """Opens a file for reading.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        OSError: it cannot be read; this may come up as long as the block runs.
+    """
     if not is_remote(path):
-        return open(path, "rb")
+        with open(path, "rb") as file:
+            yield file
+        return
     beam, compression = _file_systems()
-    with _as_os_error(path):
-        return beam.open(path, compression_type=compression)
+    with _as_os_error(path), beam.open(path, compression_type=compression) as file:
+        yield file
 
 
 @contextlib.contextmanager
@@ -329,6 +339,9 @@ def create(path: str, *, sync: bool = True) -> Iterator[BinaryIO]:
     beam, compression = _file_systems()
     with _as_os_error(path), beam.create(path, compression_type=compression) as file:
         yield file
+        if path.startswith("s3://") and not file.tell():
+            # S3 refuses an upload without parts, and Beam sends none of an empty file.
+            file.raw._uploader._write_to_s3(b"")
 
 
 def write(path: str, data: bytes, *, sync: bool = True) -> None:
@@ -395,10 +408,10 @@ def delete(path: str) -> None:
     if is_remote(path):
         beam, _ = _file_systems()
         doomed = [f"{path}/{name}" for name in sizes(path)]
-        if beam.exists(path):
-            doomed.append(path)
-        if doomed:
-            with _as_os_error(path):
+        with _as_os_error(path):
+            if beam.exists(path):
+                doomed.append(path)
+            if doomed:
                 beam.delete(doomed)
     elif os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
@@ -468,12 +481,14 @@ def _ranges(path: str) -> Any:
         file = open(path, "rb", buffering=0)  # noqa: SIM115 - as long as the function lives
         return lambda offset, length: os.pread(file.fileno(), length, offset)
     handles = threading.local()
+    beam, compression = _file_systems()
 
     def read_at(offset: int, length: int) -> bytes:
-        if not hasattr(handles, "file"):
-            handles.file = open_read(path)
-        handles.file.seek(offset)
-        return handles.file.read(length)
+        with _as_os_error(path):
+            if not hasattr(handles, "file"):
+                handles.file = beam.open(path, compression_type=compression)
+            handles.file.seek(offset)
+            return handles.file.read(length)
 
     return read_at
 
@@ -494,13 +509,26 @@ def _match(pattern: str) -> list[Any]:
 
 @contextlib.contextmanager
 def _as_os_error(path: str) -> Iterator[None]:
-    """Beam's file systems wrap causes in BeamIOError; ours raise OSError with the cause named."""
+    """Turns what a bucket's client raises into an OSError that names the cause.
+
+    Beam's file systems wrap some errors in BeamIOError. Others come as the client raises them, and
+    those of Google's are no OSErrors.
+    """
     from apache_beam.io.filesystem import BeamIOError
 
     try:
         yield
-    except BeamIOError as error:
-        details = error.exception_details or {}
-        cause = next((value for value in details.values() if value), error)
-        kind = FileNotFoundError if isinstance(cause, FileNotFoundError) else OSError
-        raise kind(errno.EIO, str(cause), path) from error
+    except Exception as error:
+        cause: object = error
+        while isinstance(cause, BeamIOError):
+            cause = next(filter(None, (cause.exception_details or {}).values()), str(cause))
+        is_of_client = type(error).__module__.startswith(_CLIENTS)
+        if cause is error and (isinstance(error, OSError) or not is_of_client):
+            raise
+        # Some operations give the status of the answer alone.
+        status = cause if isinstance(cause, int) else getattr(cause, "code", None)
+        is_missing = status == 404 or isinstance(cause, FileNotFoundError)
+        text = str(getattr(cause, "message", cause))
+        if cause is status:
+            text = f"the server answered with status {status}"
+        raise OSError(errno.ENOENT if is_missing else errno.EIO, text, path) from error

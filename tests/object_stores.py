@@ -1,4 +1,4 @@
-"""Object stores on this machine, as processes of their own: moto and MinIO, fake-gcs-server.
+"""Object stores on this machine, as processes of their own: moto and MinIO, an emulator of GCS.
 
 Between a store and its users stands a door, which a test shuts to take the store away.
 """
@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import fsspec
 
 BUCKET = "carbox-tests"
-FAKE_GCS = "github.com/fsouza/fake-gcs-server@v1.56.1"
 MINIO = "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
 TOOLS = os.path.expanduser("~/.cache/carbox-servers")
+
+_MINIO = os.path.join(TOOLS, "minio")
 
 
 class Door:
@@ -123,7 +124,7 @@ def minio() -> Iterator[Store]:
     with tempfile.TemporaryDirectory() as folder:
 
         def command(port: int) -> list[str]:
-            return [_tool("minio"), "server", f"--address=127.0.0.1:{port}", folder]
+            return [_MINIO, "server", f"--address=127.0.0.1:{port}", folder]
 
         with _process(command) as port, _s3("minio", port, "minioadmin") as store:
             yield store
@@ -145,11 +146,11 @@ def _s3(name: str, port: int, user: str) -> Iterator[Store]:
 
 @contextlib.contextmanager
 def gs() -> Iterator[Store]:
-    """Starts fake-gcs-server, which speaks the protocol of GCS and lets everybody in."""
+    """Starts gcp-storage-emulator, which speaks the protocol of GCS and lets everybody in."""
 
     def command(port: int) -> list[str]:
-        server = _tool("fake-gcs-server")
-        return [server, "-scheme=http", f"-port={port}", "-backend=memory", "-log-level=error"]
+        flags = ["--host=127.0.0.1", f"--port={port}", "--in-memory", "--quiet"]
+        return [sys.executable, "-m", "gcp_storage_emulator", "start", *flags]
 
     with _process(command) as port:
         door = Door(port)
@@ -166,14 +167,9 @@ def gs() -> Iterator[Store]:
 
 def missing(name: str) -> str:
     """Returns how to get the server of a store, or nothing where it is there."""
-    module = {"minio": MINIO, "gs": FAKE_GCS}.get(name, "")
-    if not module or os.path.exists(_tool(module.rpartition("/")[2].partition("@")[0])):
+    if name != "minio" or os.path.exists(_MINIO):
         return ""
-    return f"get it by GOBIN={TOOLS} go install {module}"
-
-
-def _tool(name: str) -> str:
-    return os.path.join(TOOLS, name)
+    return f"get it by GOBIN={TOOLS} go install {MINIO}"
 
 
 @contextlib.contextmanager

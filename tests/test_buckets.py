@@ -16,20 +16,20 @@ import pytest
 from tests import object_stores
 from tests.preprocess import photo_sets
 from tests.tfrecords import datasets
-from tests.trainer import commands
+from tests.trainer import commands, servers, test_workers
 from tfrecords import remote
 from trainer import history
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-SETTINGS = [
+RECIPE = [
     *commands.SETTINGS,
-    "--strategy=one",
     "--config.model.dropout=0.2",
     "--config.inference.zoom_passes=0",
     "--config.inference.flip_tta=false",
     "--checkpoint_seconds=0",
 ]
+SETTINGS = [*RECIPE, "--strategy=one"]
 
 
 @pytest.fixture(scope="module", params=["moto", "minio", "gs"])
@@ -114,6 +114,47 @@ def test_machines_that_are_taken_away_one_after_the_other_end_with_the_same_bits
     same_bits(fetched(store, "runs/killed", tmp_path / "whole"), undisturbed)
 
 
+@pytest.mark.timeout(1800)
+def test_several_machines_train_a_run_in_a_bucket_and_others_go_on_with_the_same_bits(
+    store, data, local_data, tmp_path
+):
+    if store.name != "moto":
+        pytest.skip("only the chief speaks to the store, as it does alone")
+
+    def start(run: str, *caches: str, ema: float = 0.9) -> list[subprocess.Popen]:
+        flags = [*RECIPE, "--epochs=6", f"--config.optimizer.ema={ema}"]
+        flags += [f"--data={data}", f"--run={run}", f"--data_cache={caches[0]}"]
+        return test_workers.start(2, flags, f"--data_cache={caches[-1]}")
+
+    def ended(workers: list[subprocess.Popen], code: int) -> list[str]:
+        said = [process.communicate(timeout=600) for process in workers]
+        assert [process.returncode for process in workers] == [code, code], said
+        return ["".join(one) for one in said]
+
+    run = f"{store.url}/runs/workers"
+    ended(start(str(tmp_path / "local"), str(tmp_path / "cache")), 0)
+    # Two on one machine, which share its cache.
+    workers = start(run, str(tmp_path / "cache"))
+    wait_for(lambda: newest(store, "runs/workers") > 5, workers[0])
+    workers[1].kill()
+    said, complained = workers[0].communicate(timeout=120)
+    assert workers[0].returncode == 1, said + complained
+    assert "another worker has ended" in complained
+    assert "Traceback" not in complained
+    workers[1].communicate()
+    # Two machines, on which nothing of the run is.
+    caches = [str(tmp_path / "one"), str(tmp_path / "two")]
+    for said in ended(start(run, *caches, ema=0.5), 1):
+        assert "was made with other settings or data: optimizer.ema is 0.5" in said
+        assert "Traceback" not in said
+    chief, other = ended(start(run, *caches), 0)
+    assert "resuming at step" in chief
+    assert f"copied to: {run}/" in chief
+    assert "copied to" not in other
+    assert not os.path.exists(remote.run_place(caches[1], run))
+    same_bits(fetched(store, "runs/workers", tmp_path / "whole"), str(tmp_path / "local"))
+
+
 def test_sigterm_leaves_all_in_the_bucket(store, data, tmp_path):
     flags = [*SETTINGS, "--epochs=40", f"--data={data}", f"--run={store.url}/runs/term"]
     process = commands.start("trainer.task", *flags, f"--data_cache={tmp_path}")
@@ -150,6 +191,25 @@ def test_a_run_in_a_bucket_is_used_like_a_local_one(store, data, undisturbed, lo
     path = f"--model={store.url}/exports/used"
     said = commands.run("trainer.predict", path, photo, **environment)
     assert json.loads(said)["names"][0] == json.loads((tmp_path / "local").read_text())["names"][0]
+
+
+def test_a_model_in_a_bucket_is_served_like_a_local_one(store, undisturbed, tmp_path):
+    store.put(undisturbed, "runs/served")
+    run, photo = f"{store.url}/runs/served", datasets.jpeg(3, 200, 300)
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    path = str(tmp_path / "photo.jpg")
+    expected = json.loads(commands.run("trainer.predict", f"--model={undisturbed}", path))
+    with servers.started(run, XDG_CACHE_HOME=str(tmp_path)) as server:
+        assert f"serving {run}: 3 classes" in server.announced
+        found = server.ask("POST", "/predict", photo)
+        # What was fetched is not asked for again.
+        store.door.shut()
+        try:
+            assert server.ask("POST", "/predict", photo).json == found.json
+        finally:
+            store.door.open()
+    assert found.status == 200
+    assert {**found.json, "photo": path} == expected
 
 
 def test_a_server_that_is_away_for_half_a_minute_costs_nothing(store, data, undisturbed, tmp_path):
@@ -243,16 +303,71 @@ def test_credentials_that_are_not_there_or_refused(store, data, tmp_path, enviro
     assert said in line
 
 
-def test_preprocess_reads_from_the_store_and_writes_to_it(store, tmp_path):
-    cars = photo_sets.write(tmp_path / "cars")
-    store.put(str(cars), "photos/cars")
-    commands.run("preprocess.run", *photo_sets.flags(cars, tmp_path / "expected"))
+@pytest.fixture(scope="module")
+def cars(store, tmp_path_factory) -> str:
+    """A folder of photos, which is in the store as `photos/cars` and `photos/cars.zip`."""
+    folder = photo_sets.write(tmp_path_factory.mktemp("photos") / "cars")
+    store.put(str(folder), "photos/cars")
+    zipped = photo_sets.zipped(folder, folder.with_suffix(".zip"))
+    store.write("photos/cars.zip", zipped.read_bytes())
+    return str(folder)
+
+
+def prepare(source: str, output: str, *flags: str) -> str:
+    return commands.run("preprocess.run", *photo_sets.flags(source, output, *flags))
+
+
+def test_preprocess_reads_from_the_store_and_writes_to_it(store, cars, tmp_path):
+    prepare(cars, str(tmp_path / "expected"))
     expected = photo_sets.contents(tmp_path / "expected")
-    source = f"{store.url}/photos/cars"
-    commands.run("preprocess.run", *photo_sets.flags(source, tmp_path / "out"))
+    source, output = f"{store.url}/photos/cars", f"{store.url}/sets/cars"
+    prepare(source, str(tmp_path / "out"))
     assert photo_sets.contents(tmp_path / "out") == expected
-    if store.url.startswith("gs://"):
-        pytest.skip("fake-gcs-server does not understand the batches by which Beam renames")
-    commands.run("preprocess.run", *photo_sets.flags(source, f"{store.url}/sets/cars"))
+    prepare(source, output)
     assert store.objects("sets/cars") == expected
     assert not store.objects("sets/cars.incomplete")
+    # Another data set takes its place, from a zip; photos of 32 pixels can be trained on.
+    prepare(cars, str(tmp_path / "other"), "--image_height=32")
+    prepare(f"{source}.zip", output, "--image_height=32", "--overwrite")
+    other = photo_sets.contents(tmp_path / "other")
+    assert store.objects("sets/cars") == other != expected
+    run = tmp_path / "run"
+    flags = [*SETTINGS, "--epochs=1", f"--data={output}", f"--run={run}"]
+    commands.run("trainer.task", *flags, f"--data_cache={tmp_path}")
+    assert json.loads((run / "evaluation-test.json").read_text())["num_examples"] == 6
+
+
+def test_a_job_that_is_killed_goes_on_in_the_store(store, cars, tmp_path):
+    flags = ["--train_shards=16", "--validation_shards=4", "--test_shards=4"]
+    prepare(cars, str(tmp_path / "expected"), *flags)
+    both = photo_sets.flags(f"{store.url}/photos/cars", f"{store.url}/sets/killed", *flags)
+    process = commands.start("preprocess.run", *both)
+    wait_for(lambda: len(store.names("sets/killed.incomplete/whole")) > 2, process)
+    process.kill()
+    process.communicate()
+    assert "dataset.json" not in store.names("sets/killed")
+    assert "going on where a job was stopped" in commands.run("preprocess.run", *both)
+    assert store.objects("sets/killed") == photo_sets.contents(tmp_path / "expected")
+    assert not store.objects("sets/killed.incomplete")
+
+
+def test_preprocess_names_an_address_that_is_wrong(store, cars, tmp_path):
+    def error_of(source: str, output: str, **environment: str) -> str:
+        flags = photo_sets.flags(source, output)
+        process = commands.start("preprocess.run", *flags, **environment)
+        said, complained = process.communicate()
+        assert process.returncode == 1, said + complained
+        (line,) = complained.splitlines()
+        return line
+
+    nowhere = f"{store.url.partition('://')[0]}://no-such-bucket-here/x"
+    found = error_of(nowhere, str(tmp_path / "out"))
+    assert found.startswith(f"error: --input={nowhere}: ")
+    found = error_of(cars, nowhere)
+    assert found.startswith(f"error: {nowhere}.incomplete")
+    assert "bucket" in found
+    assert "Check the address" in found
+    if store.name == "minio":
+        found = error_of(cars, f"{store.url}/x", AWS_SECRET_ACCESS_KEY="wrong")
+        assert "SignatureDoesNotMatch" in found
+        assert "your credentials" in found

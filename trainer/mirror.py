@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -45,16 +46,19 @@ class Mirror:
 
     Attributes:
         folder: where the run is trained.
+        is_shared: whether all workers see it.
     """
 
-    def __init__(self, path: str, cache: str | None):
+    def __init__(self, path: str, cache: str | None, *, is_shared: bool = True):
         """Names the folder; `opened` makes one that is ready.
 
         Args:
             path: of the run.
             cache: see `remote.dataset`.
+            is_shared: whether all workers see a local one.
         """
         self.folder = path
+        self.is_shared = is_shared and not remote.is_remote(path)
         self._bucket: remote.Folder | None = None
         if not remote.is_remote(path):
             return
@@ -67,11 +71,6 @@ class Mirror:
         self._copied: dict[str, tuple[_Stamp, str] | None] = {}
         self._trouble = self._lost = ""
         self._stop = threading.Event()
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether there is a bucket."""
-        return self._bucket is not None
 
     def describe(self) -> str:
         """Returns where the run is, for the user."""
@@ -313,20 +312,26 @@ class _TakenOverError(Exception):
 
 
 @contextlib.contextmanager
-def opened(path: str, cache: str | None) -> Iterator[Mirror]:
+def opened(path: str, cache: str | None, *, chief: bool = True) -> Iterator[Mirror]:
     """Gives a run's local folder, which for a remote run is brought to where the bucket is.
 
     Args:
         path: of the run.
         cache: see `remote.dataset`.
+        chief: whether this is the worker that fetches a remote run and copies it back. The others
+            get an empty folder of their own, for `workers.copy_from_chief`.
 
     Raises:
         UserError: see `Mirror.fetch`; or this machine trains the run already.
     """
-    mirror = Mirror(path, cache)
-    if not mirror.is_remote:
-        yield mirror
+    if not remote.is_remote(path):
+        yield Mirror(path, cache)
         return
+    if not chief:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Mirror(folder, cache, is_shared=False)
+        return
+    mirror = Mirror(path, cache)
     with remote.locked(os.path.dirname(mirror.folder)) as free:
         if not free:
             raise UserError(

@@ -98,6 +98,8 @@ EXIT_PREEMPTED = 75
 """Exit code after SIGTERM: all is saved, start the same command again (sysexits' EX_TEMPFAIL)."""
 
 _EXIT_INTERRUPTED = 130
+# What a worker reads of a run before the first step.
+_NEEDED_TO_START = rf"{run_dir.LAST}/|config\.json$|data\.json$|metrics\.jsonl$"
 _TENSORBOARD_PICTURES = 4
 
 
@@ -118,15 +120,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = split_to_report(info)
     run = FLAGS.run or platforms.run_folder()
     run = run or os.path.join("runs", f"{run_dir.shortened(info.name)}-{config.name}")
-    if remote.is_remote(run) and strategy.worker(devices)[1] > 1:
-        named = f"--run={run}" if FLAGS.run else f"{run}, which the job's environment names"
-        raise UserError(
-            f"{named}: several machines train in one folder that all of them see. Pass --run with"
-            " such a folder, and copy it to the bucket afterwards."
-        )
-    with mirror.opened(run, FLAGS.data_cache) as mirrored:
+    rank, _ = strategy.worker(devices)
+    with mirror.opened(run, FLAGS.data_cache, chief=rank == 0) as mirrored:
+        if not mirrored.is_shared:
+            with workers.losing_none(devices):
+                workers.copy_from_chief(devices, mirrored.folder, _NEEDED_TO_START)
         run_dir.check(mirrored.folder, config, data)
-        if strategy.worker(devices)[0] > 0:
+        if rank > 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - only the chief prints; to the end
         print(plan(config, data, info, devices, mirrored.describe()), flush=True)
         newest = checkpoint.newest(os.path.join(mirrored.folder, run_dir.LAST))
@@ -196,7 +196,8 @@ def train_and_report(
             provenance.add_start(run, devices)
         with workers.losing_none(devices):
             # The chief has just written this file, and no two starts write the same.
-            workers.require_shared(devices, os.path.join(run, provenance.FILE_NAME))
+            if mirrored.is_shared:
+                workers.require_shared(devices, os.path.join(run, provenance.FILE_NAME))
         setup = train.Setup(
             strategy=devices,
             network=network,
@@ -224,6 +225,8 @@ def train_and_report(
             print(f"    {shlex.join(sys.orig_argv)}", flush=True)
             sys.exit(EXIT_PREEMPTED if error.signal == signal.SIGTERM else _EXIT_INTERRUPTED)
         with workers.losing_none(devices):
+            if not mirrored.is_shared:
+                workers.copy_from_chief(devices, run, f"{run_dir.BEST}/")
             finish(setup, data, records, report)
 
 

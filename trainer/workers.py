@@ -2,15 +2,21 @@
 
 import contextlib
 import hashlib
+import io
 import os
+import re
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
 
+from tfrecords import remote
 from tfrecords.errors import UserError
 from trainer import strategy
+
+_MESSAGE = 8 << 20  # bytes that are sent at once
 
 # What TensorFlow raises in a worker when another one has ended.
 _LOST = (
@@ -78,6 +84,36 @@ def require_shared(devices: tf.distribute.Strategy, file: str) -> None:
         )
 
 
+def copy_from_chief(devices: tf.distribute.Strategy, folder: str, names: str) -> None:
+    """Copies files of the chief's folder to the others'; each waits here for all others.
+
+    So workers need no folder that all of them see: they already reach each other.
+
+    Args:
+        devices: of all workers.
+        folder: of this worker.
+        names: pattern of the relative names, from their beginning.
+    """
+    rank, number = strategy.worker(devices)
+    if number == 1:
+        return
+    packed = io.BytesIO()
+    if rank == 0:
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name in sorted(remote.files(folder)):
+                if re.match(names, name):
+                    archive.write(os.path.join(folder, name), name)
+    data = packed.getvalue()
+    size = int.from_bytes(_of_chief(devices, len(data).to_bytes(8, "little")), "little")
+    data = data.ljust(-(-size // _MESSAGE) * _MESSAGE, b"\0")
+    parts = [
+        _of_chief(devices, data[place : place + _MESSAGE]) for place in range(0, size, _MESSAGE)
+    ]
+    if rank > 0:
+        with zipfile.ZipFile(io.BytesIO(b"".join(parts)[:size])) as archive:
+            archive.extractall(folder)
+
+
 @contextlib.contextmanager
 def losing_none(devices: tf.distribute.Strategy) -> Iterator[None]:
     """Turns TensorFlow's error about a worker that has ended into a sentence.
@@ -114,6 +150,22 @@ def _read(file: str) -> bytes:
     with contextlib.suppress(OSError), open(file, "rb") as opened:
         return opened.read()
     return b""
+
+
+def _of_chief(devices: tf.distribute.Strategy, data: bytes) -> bytes:
+    """Returns the chief's bytes, an even number; those of the others are as many."""
+    # Small whole numbers in float32 survive the sum, which works wherever gradients are summed.
+    numbers = np.frombuffer(data, np.uint16).astype(np.float32)
+    return _of_first_replica(devices, tf.constant(numbers)).numpy().astype(np.uint16).tobytes()
+
+
+@tf.function
+def _of_first_replica(devices: tf.distribute.Strategy, mine: tf.Tensor) -> tf.Tensor:
+    def first(value: tf.Tensor) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        return tf.where(context.replica_id_in_sync_group == 0, value, tf.zeros_like(value))
+
+    return devices.reduce(tf.distribute.ReduceOp.SUM, devices.run(first, (mine,)), axis=None)
 
 
 @tf.function

@@ -135,16 +135,6 @@ def test_workers_of_another_config_are_refused_before_the_first_step(data, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_a_bucket_that_the_jobs_environment_names_is_refused(data, monkeypatch):
-    monkeypatch.setenv("AIP_MODEL_DIR", "gs://bucket/model")
-    for worker in start(2, [f"--data={data}", *commands.SETTINGS]):
-        _, complained = worker.communicate(timeout=300)
-        assert worker.returncode == 1
-        assert complained.splitlines()[-1].startswith(
-            "error: gs://bucket/model, which the job's environment names: several machines train in"
-        )
-
-
 def test_workers_that_do_not_share_the_run_folder_are_refused_before_the_first_step(data, tmp_path):
     flags = [f"--data={data}", f"--run={tmp_path / 'run'}", *commands.SETTINGS]
     for worker in start(2, flags, f"--run={tmp_path / 'other'}"):

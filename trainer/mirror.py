@@ -104,8 +104,8 @@ class Mirror:
             yield
         except KeyboardInterrupt:
             raise
-        except BaseException:
-            if problem := self._finish(thread):
+        except BaseException as error:
+            if (problem := self._finish(thread)) and problem != str(error):
                 print(f"warning: {problem}", flush=True)
             raise
         if problem := self._finish(thread):
@@ -120,7 +120,7 @@ class Mirror:
         """
         assert self._bucket
         objects = self._bucket.objects()
-        mark: dict[str, str] = json.loads(self._bucket.read(MARK)) if MARK in objects else {}
+        mark = _parse(self._bucket.read(MARK)) if MARK in objects else {}
         known = self._recall()
         self._run = mark.get("run", "")
         if remote.RUN_FILE not in objects:
@@ -278,12 +278,13 @@ class Mirror:
         assert self._bucket
         bucket = remote.Folder(self._bucket.url, self._bucket.flag, patience=0)
         try:
-            mark = json.loads(bucket.read(MARK))
+            mark = _parse(bucket.read(MARK))
         except FileNotFoundError:
             mark = {"host": ""}
         if mark.get("writer") == self._writer:
             return bucket
-        who = f"a training on {mark['host']} writes there now" if mark["host"] else "it was deleted"
+        host = mark.get("host", "another machine")
+        who = f"a training on {host} writes there now" if host else "it was deleted"
         raise _TakenOverError(
             f"{bucket.named}: {who}, so this training stops. Its state is kept in {self.folder}."
         )
@@ -305,6 +306,15 @@ class Mirror:
                     known["copied"][name] = tuple(copied[0]), copied[1]
             return known
         return {}
+
+
+def _parse(mark: bytes) -> dict[str, str]:
+    """Returns what a mark says; nothing where somebody has damaged it."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(mark)
+        if isinstance(found, dict) and {"run", "writer", "host"} <= found.keys():
+            return found
+    return {}
 
 
 class _TakenOverError(Exception):

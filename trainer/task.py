@@ -190,8 +190,8 @@ def train_and_report(
     with contextlib.ExitStack() as held:
         if rank == 0:
             # Only now: a folder made before a mistake is found would refuse the corrected command.
-            held.enter_context(mirrored.kept_up())
             held.enter_context(run_dir.locked(run))
+            held.enter_context(mirrored.kept_up())
             run_dir.create(run, config, data)
             provenance.add_start(run, devices)
         with workers.losing_none(devices):

@@ -197,7 +197,7 @@ def test_a_folder_that_is_further_than_the_bucket_is_kept(tmp_path, capsys):
     assert steps_of(objects("last/")) == {5, 8}
 
 
-def test_the_training_that_started_last_writes_and_the_other_one_stops(tmp_path):
+def test_the_training_that_started_last_writes_and_the_other_one_stops(tmp_path, capsys):
     def overtaken() -> None:
         with mirror.opened(RUN, str(tmp_path / "one")) as first, first.kept_up():
             train(first.folder, 3)
@@ -209,9 +209,20 @@ def test_the_training_that_started_last_writes_and_the_other_one_stops(tmp_path)
 
     with pytest.raises(UserError, match=r"a training on .* writes there now, so this training st"):
         overtaken()
+    assert "warning" not in capsys.readouterr().out  # the error says it
     assert steps_of(objects("last/")) == {8, 10}
     with mirror.opened(RUN, str(tmp_path / "two")) as second:
         assert steps_of(own(second.folder)) == {8, 10}
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{", b"[]", b"{}"])
+def test_a_damaged_mark_costs_nothing(bucket, tmp_path, damaged):
+    trained(tmp_path / "one", 8)
+    bucket.pipe_file(f"/box/runs/cars/{mirror.MARK}", damaged)
+    trained(tmp_path / "two", 10)
+    assert steps_of(objects("last/")) == {8, 10}
+    with mirror.opened(RUN, str(tmp_path / "one")) as mirrored:
+        assert steps_of(own(mirrored.folder)) == {8, 10}
 
 
 def test_two_trainings_of_a_run_on_one_machine(tmp_path):

@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from trainer import crops
 from trainer.configs import Config
-from trainer.inference import MARGIN
 from trainer.xla import compiled
 
 Batch = dict[str, tf.Tensor]
@@ -39,7 +38,7 @@ def augment(batch: Batch, config: Config, input_size: tuple[int, int]) -> Batch:
         # all were cut, boxes would be larger than in the first pass of inference, and the model
         # would predict them too large.
         share = recipe.context_crop * tf.maximum(2 * draws[:, :4] - 1, 0)
-        margin = MARGIN + recipe.object_crop_jitter * (2 * draws[:, :4] - 1)
+        margin = recipe.object_crop_margin + recipe.object_crop_jitter * (2 * draws[:, :4] - 1)
         crop = tf.where(
             draws[:, 8:] < recipe.object_crop,
             crops.expand_box(bbox, margin),

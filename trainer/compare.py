@@ -231,6 +231,7 @@ def _differing_settings(evaluations: Sequence[Evaluation]) -> Iterator[tuple[str
     # How they were judged here, which may not be as the config says.
     for values, one in zip(flat, evaluations, strict=True):
         values["inference.zoom_passes"] = one.zoom_passes
+        values["inference.zoom_margin"] = one.zoom_margin
         values["inference.flip_tta"] = one.flip_tta
         values["evaluated at step"] = one.step
     for key in dict.fromkeys(key for values in flat for key in values):

@@ -204,6 +204,8 @@ def result_suffix(run: str, data: run_dir.DatasetInfo, config: Config) -> str:
     if config.inference != own_config.inference:
         flip = "flip" if config.inference.flip_tta else "noflip"
         suffix += f"-zoom{config.inference.zoom_passes}-{flip}"
+        if config.inference.zoom_margin != own_config.inference.zoom_margin:
+            suffix += f"-margin{config.inference.zoom_margin:g}"
     return suffix
 
 

@@ -17,9 +17,6 @@ from trainer.configs import Config, Inference
 from trainer.train_state import Tensors, make_apply
 from trainer.xla import compiled
 
-MARGIN = 0.1
-"""Margin around the box in a zoom pass, as a share of its side; in training, the mean margin."""
-
 Outputs = dict[str, tf.Tensor]
 """`bbox` float32 [b, 4], fractions of the photo; `logits` float32 [b, classes]."""
 
@@ -36,7 +33,7 @@ def judge(
     Args:
         network: float32 [b, h, w, 3], values in [0, 255] -> `bbox` and `logits`.
         images: [b, H, W, 3], values in [0, 255], the photos at the size of the records.
-        inference: how many zoom passes, and whether the last one is flipped too.
+        inference: how many zoom passes, their margin, and whether the last one is flipped too.
         input_size: h and w.
         passes: where given, what each pass found is added to it: `bbox`, `logits`, and `crop`, the
             part of the photo that it was shown, float32 [b, 4]. The last is the result.
@@ -57,7 +54,9 @@ def judge(
             passes.append(found | {"bbox": bbox, "crop": crop})
         # Nothing can be cropped to a NaN; the last pass reports it.
         bbox = tf.where(tf.math.is_finite(bbox), bbox, 0.5)
-        crop = crops.snap_to_pixels(crops.expand_box(bbox, MARGIN), photo_size, input_size)
+        crop = crops.snap_to_pixels(
+            crops.expand_box(bbox, inference.zoom_margin), photo_size, input_size
+        )
         shown = crops.crop_and_resize(images, crop, input_size)
     found = network(shown)
     if inference.flip_tta:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from tfrecords.errors import UserError
-from trainer import predictions, run_dir
+from trainer import configs, predictions, run_dir
 from trainer.predictions import Judged
 
+_MARGIN_BEFORE = configs.SETTINGS["inference.zoom_margin"].before  # of older evaluations
 _FIRST = ("test", "validation", "train")
 
 
@@ -28,7 +29,7 @@ class Evaluation:
         name: of the evaluation.
         split, data, data_name, fingerprint: the photos and where their records were.
         step: of the checkpoint that was evaluated.
-        zoom_passes, flip_tta: how photos were judged.
+        zoom_passes, zoom_margin, flip_tta: how photos were judged.
         figures: as `metrics.means` names them.
         judged: what was said of each photo; None where an older version did not write it.
     """
@@ -41,6 +42,7 @@ class Evaluation:
     fingerprint: str
     step: int
     zoom_passes: int
+    zoom_margin: float
     flip_tta: bool
     figures: dict[str, float]
     judged: Judged | None
@@ -90,6 +92,7 @@ def read(run: str, name: str) -> Evaluation:
             fingerprint=values.get("fingerprint", own.fingerprint),
             step=values["step"],
             zoom_passes=values["zoom_passes"],
+            zoom_margin=values.get("zoom_margin", _MARGIN_BEFORE),
             flip_tta=values["flip_tta"],
             figures=_figures(values),
             judged=predictions.read(table) if os.path.exists(table) else None,

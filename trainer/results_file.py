@@ -96,6 +96,7 @@ class Evaluated:
     fingerprint: str
     step: int
     zoom_passes: int
+    zoom_margin: float
     flip_tta: bool
     num_examples: int
     figures: dict[str, Figure]
@@ -201,6 +202,7 @@ def _evaluated(run: str, evaluation: Evaluation, baseline: Evaluation | None) ->
         fingerprint=evaluation.fingerprint,
         step=evaluation.step,
         zoom_passes=evaluation.zoom_passes,
+        zoom_margin=evaluation.zoom_margin,
         flip_tta=evaluation.flip_tta,
         num_examples=count,
         figures=found,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import augment, inference
+from trainer import augment
 from trainer.configs import Augment, Config
 
 SIZE = HEIGHT, WIDTH = 48, 64
@@ -114,13 +114,14 @@ def test_larger_photos_that_nothing_changes_are_resized():
 
 
 def test_the_share_asked_for_is_shown_from_near_with_a_margin_that_varies():
-    recipe, boxes = {"object_crop": 0.3, "object_crop_jitter": 0.08}, centered(200)
+    recipe, boxes = {"object_crop": 0.3, "object_crop_margin": 0.12}, centered(200)
+    recipe["object_crop_jitter"] = 0.08
     out = augmented(np.tile(noise(1), (200, 1, 1, 1)), boxes, recipe)["bbox"].numpy()
     near = np.abs(out - boxes).max(axis=1) > 0.1
     assert 40 < near.sum() < 80
     margins = out[near][:, :2] / (out[near][:, 2:] - out[near][:, :2])
-    assert inference.MARGIN - 0.08 - 1e-4 < margins.min() < inference.MARGIN - 0.06
-    assert inference.MARGIN + 0.06 < margins.max() < inference.MARGIN + 0.08 + 1e-4
+    assert 0.04 - 1e-4 < margins.min() < 0.06
+    assert 0.18 < margins.max() < 0.20 + 1e-4
 
 
 def test_a_margin_that_cuts_into_the_object_gives_the_box_of_what_is_left():

@@ -328,7 +328,8 @@ def test_help_shows_the_short_flags_and_where_the_settings_are(values, capsys):
 def test_a_command_may_take_the_settings_of_one_section_only(capsys):
     values = flags.FlagValues()
     configs.define_flags(values, sections=["inference"])
-    assert set(values) == {"config.inference.zoom_passes", "config.inference.flip_tta"}
+    names = {"zoom_passes", "zoom_margin", "flip_tta"}
+    assert set(values) == {f"config.inference.{name}" for name in names}
     assert "--config.inference.zoom_passes: " in shown(values, "--help", capsys)
     command.parse(values, ["--config.inference.zoom_passes=0"], usage="")
     config = configs.apply(values, configs.load("default"))

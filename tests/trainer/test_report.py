@@ -232,7 +232,7 @@ def test_the_passes_begin_with_the_whole_photo_and_end_with_the_result():
 
     photos = np.random.default_rng(0).random((2, 40, 60, 3), np.float32)
     passes: list[inference.Outputs] = []
-    settings = configs.Inference(zoom_passes=2, flip_tta=True)
+    settings = configs.Inference(zoom_passes=2, zoom_margin=0.1, flip_tta=True)
     found = inference.judge(network, photos, settings, (40, 60), passes)
     assert len(passes) == 3
     np.testing.assert_array_equal(passes[0]["crop"], [[0, 0, 1, 1]] * 2)

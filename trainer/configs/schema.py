@@ -114,10 +114,16 @@ class Augment:
         " needs a model that was trained on such crops",
         within=(0, 1),
     )
+    object_crop_margin: float = setting(
+        0.1,
+        "mean of that margin on each side, as a share of the box's side",
+        within=(0, 0.5),
+        before=0.1,
+    )
     object_crop_jitter: float = setting(
         0.15,
-        "how much that margin varies, up and down, as a share of the box's side; more than the mean"
-        " margin, 0.1, also cuts into the object",
+        "how much that margin varies, up and down, as a share of the box's side; more than"
+        " augment.object_crop_margin also cuts into the object",
         within=(0, 0.4),
     )
     color_jitter: float = setting(
@@ -214,6 +220,13 @@ class Inference:
         2,
         "passes after the first, each on the photo cropped to the box that was found before",
         within=(0, 8),
+    )
+    zoom_margin: float = setting(
+        0.05,
+        "margin around that box on each side, as a share of the box's side; above 0, because the"
+        " box is not exact",
+        within=(0, 0.5),
+        before=0.1,
     )
     flip_tta: bool = setting(
         True, "test-time augmentation: the last pass takes the mirrored photo too; the mean is used"

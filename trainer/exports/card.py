@@ -69,6 +69,7 @@ def facts(trained: Trained, run: str, size: tuple[int, int], files: dict[str, An
         "downscale": config.downscale,
         "inference": {
             "zoom_passes": config.inference.zoom_passes,
+            "zoom_margin": config.inference.zoom_margin,
             "flip_tta": config.inference.flip_tta,
         },
         "weights_license": weights_license(config),

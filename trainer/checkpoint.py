@@ -10,6 +10,7 @@ import contextlib
 import glob
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -229,7 +230,10 @@ def _list_whole_ones(folder: str) -> None:
 
 
 def _remove_unfinished(directory: str, whole: list[str]) -> None:
-    """Removes the data of checkpoints without an index: they were killed while being written."""
+    """Removes what is left of checkpoints that were killed while being written."""
+    # TensorFlow writes into such a folder first; it takes it again only for the same step.
+    for folder in glob.glob(os.path.join(glob.escape(directory), f"{_NAME}-*_temp")):
+        shutil.rmtree(folder, ignore_errors=True)
     for file in glob.glob(os.path.join(glob.escape(directory), f"{_NAME}-*.data-*")):
         if file.rpartition(".data-")[0] not in whole:
             with contextlib.suppress(FileNotFoundError):  # another worker was faster

@@ -11,12 +11,18 @@ from typing import TypeVar
 
 import tensorflow as tf
 from absl import flags
+from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+from tensorflow.python.distribute import multi_worker_util
+from tensorflow.python.eager import context
 
 from tfrecords import pipelines
 from tfrecords.errors import UserError
 from trainer import cluster, resources
 
 NAMES = ("mirrored", "multiworker", "one", "auto")
+
+# TensorFlow's 10 would end trainings on machines that are only busy.
+_HEARTBEAT_SECONDS = 30
 
 _Device = TypeVar("_Device")
 
@@ -207,8 +213,19 @@ def _multi_worker(found: cluster.Cluster | None, gpus: int) -> tf.distribute.Str
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=implementation.NCCL if gpus else implementation.RING
     )
+    spec = tf.train.ClusterSpec(found.jobs)
+    # As MultiWorkerMirroredStrategy does where nobody has, but for the timeout. A test sees to it.
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader=multi_worker_util.coordination_leader(spec),
+        heartbeat_timeout_in_ms=_HEARTBEAT_SECONDS * 1000,
+        coordinated_jobs=[
+            coordination_config_pb2.CoordinatedJob(name=job, num_tasks=len(addresses))
+            for job, addresses in found.jobs.items()
+        ],
+    )
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec(found.jobs),
+        spec,
         task_type=found.job,
         task_id=found.index,
         num_accelerators={"GPU": gpus},

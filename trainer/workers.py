@@ -127,6 +127,8 @@ def losing_none(devices: tf.distribute.Strategy) -> Iterator[None]:
         if strategy.worker(devices)[1] == 1:
             raise
         lines = [line.strip() for line in str(error.message).splitlines() if line.strip()]
+        # "Graph execution error:" and the place in the program come before the reason.
+        lines = [line for line in lines if "Collective ops is aborted" in line] or lines
         raise UserError(
             "another worker has ended or cannot be reached, so the training stops. Start the same"
             " command on all machines again: it goes on from the last checkpoint. TensorFlow says:"

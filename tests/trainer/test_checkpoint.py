@@ -169,6 +169,8 @@ def test_a_kill_between_a_checkpoint_and_its_list_leaves_nothing_for_good(tmp_pa
 def test_a_kill_within_a_checkpoint_leaves_nothing_for_good(tmp_path):
     path = save(tmp_path, 1, 2)
     os.remove(path + ".index")  # which is renamed into place last
+    (tmp_path / "step-3_temp").mkdir()  # what TensorFlow leaves when it is killed earlier
+    (tmp_path / "step-3_temp" / "part-00000-of-00001.data-00000-of-00001.tempstate1").touch()
     assert checkpoint.restore_newest(make_state(), str(tmp_path)) == 1
     assert kept(tmp_path) == [1]
     save(tmp_path, 2, keep=2)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import tensorflow as tf
@@ -45,7 +46,7 @@ JOIN = """
 from trainer import strategy
 devices = strategy.make("auto")
 total = strategy.sum_over_workers(devices, 1.5)
-print("joined", strategy.worker(devices), strategy.describe(devices), total)
+print("joined", strategy.worker(devices), strategy.describe(devices), total, flush=True)
 """
 
 
@@ -127,6 +128,31 @@ def test_a_worker_that_is_lost_while_all_join_is_not_waited_for_without_end():
         _, complained = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "Timeout (0:00:05)" in complained or "the workers have not come together" in complained
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_only_slow_is_waited_for():
+    """For longer than TensorFlow's own ten seconds without a heartbeat."""
+    code = (
+        JOIN
+        + """
+import time
+for _ in range(50):
+    strategy.sum_over_workers(devices, 1.0)
+    time.sleep(0.1)
+print("done")
+"""
+    )
+    cluster = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
+    tasks = [{"cluster": cluster, "task": {"type": "worker", "index": i}} for i in range(2)]
+    workers = [python(code, TF_CONFIG=json.dumps(task)) for task in tasks]
+    while "joined" not in (line := workers[1].stdout.readline()):
+        assert line
+    workers[1].send_signal(signal.SIGSTOP)
+    time.sleep(18)
+    workers[1].send_signal(signal.SIGCONT)
+    said = [worker.communicate(timeout=300) for worker in workers]
+    assert all("done" in out for out, _ in said), said
 
 
 @pytest.mark.slow

@@ -338,6 +338,8 @@ def test_preprocess_reads_from_the_store_and_writes_to_it(store, cars, tmp_path)
 
 
 def test_a_job_that_is_killed_goes_on_in_the_store(store, cars, tmp_path):
+    if store.name != "gs":
+        pytest.skip("Beam makes a client of S3 for each call, so that many shards take minutes")
     flags = ["--train_shards=16", "--validation_shards=4", "--test_shards=4"]
     prepare(cars, str(tmp_path / "expected"), *flags)
     both = photo_sets.flags(f"{store.url}/photos/cars", f"{store.url}/sets/killed", *flags)
@@ -349,25 +351,3 @@ def test_a_job_that_is_killed_goes_on_in_the_store(store, cars, tmp_path):
     assert "going on where a job was stopped" in commands.run("preprocess.run", *both)
     assert store.objects("sets/killed") == photo_sets.contents(tmp_path / "expected")
     assert not store.objects("sets/killed.incomplete")
-
-
-def test_preprocess_names_an_address_that_is_wrong(store, cars, tmp_path):
-    def error_of(source: str, output: str, **environment: str) -> str:
-        flags = photo_sets.flags(source, output)
-        process = commands.start("preprocess.run", *flags, **environment)
-        said, complained = process.communicate()
-        assert process.returncode == 1, said + complained
-        (line,) = complained.splitlines()
-        return line
-
-    nowhere = f"{store.url.partition('://')[0]}://no-such-bucket-here/x"
-    found = error_of(nowhere, str(tmp_path / "out"))
-    assert found.startswith(f"error: --input={nowhere}: ")
-    found = error_of(cars, nowhere)
-    assert found.startswith(f"error: {nowhere}.incomplete")
-    assert "bucket" in found
-    assert "Check the address" in found
-    if store.name == "minio":
-        found = error_of(cars, f"{store.url}/x", AWS_SECRET_ACCESS_KEY="wrong")
-        assert "SignatureDoesNotMatch" in found
-        assert "your credentials" in found

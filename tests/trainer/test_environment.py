@@ -66,6 +66,16 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def test_a_master_is_the_chief(monkeypatch):
+    jobs = {"worker": ["b:2222"], "master": ["a:2222"]}
+    task = {"type": "master", "index": 0}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": jobs, "task": task}))
+    found = cluster.find("auto")
+    assert found.addresses == ["a:2222", "b:2222"]
+    assert (found.job, found.address) == ("chief", "a:2222")
+
+
+@pytest.mark.slow  # others join too
 def test_a_master_is_the_chief_of_its_workers():
     first, second = free_ports(2)
     cluster = {"master": [f"localhost:{first}"], "worker": [f"localhost:{second}"]}

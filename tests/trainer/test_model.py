@@ -11,8 +11,14 @@ from trainer import configs, model
 SMALL = {"weights": "none", "model.alpha": 0.35, "model.filters": 8}
 
 
-@pytest.mark.parametrize("head", ["pooled", "spatial", "soft_argmax"])
-@pytest.mark.parametrize(("stride", "height", "width"), [(8, 40, 64), (16, 72, 100), (32, 256, 63)])
+@pytest.mark.parametrize(
+    ("head", "stride", "height", "width"),
+    [
+        pytest.param(head, *size, marks=[] if place == other else pytest.mark.slow)
+        for place, head in enumerate(["pooled", "spatial", "soft_argmax"])
+        for other, size in enumerate([(8, 40, 64), (16, 72, 100), (32, 256, 63)])
+    ],
+)
 def test_every_head_names_and_boxes_photos_of_any_size(head, stride, height, width):
     settings = SMALL | {"model.head": head, "model.stride": stride}
     settings["model.box_stride"] = min(stride, 16)

@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         path = error.filename or FLAGS.output
         advice = "Free some space or correct the path"
-        if "://" in path:
+        if remote.is_remote(path):
             advice = "Check the address, your credentials and what they allow"
         raise UserError(
             f"{path}: {error.strerror or error}. An output that was there before is untouched, and"

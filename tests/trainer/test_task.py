@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import threading
 
 import keras
@@ -19,6 +18,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from tests.tfrecords import datasets
 from tests.trainer import commands
+from tests.trainer.test_environment import free_ports
 from tfrecords import command, manifest
 from tfrecords.errors import FlagError, UserError
 from trainer import (
@@ -214,12 +214,7 @@ def test_two_workers_reach_the_bits_of_two_replicas_that_were_stopped_and_only_t
     data, finished, tmp_path
 ):
     run = str(tmp_path / "workers")
-    ports = []
-    for _ in range(2):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            ports.append(free.getsockname()[1])
-    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+    cluster = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
     flags = [f"--data={data}", f"--run={run}", "--strategy=multiworker", *SETTINGS]
     workers = [
         commands.start(

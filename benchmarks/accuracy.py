@@ -100,6 +100,7 @@ CHANGES: dict[str, Settings] = {
     "three zoom passes": {"inference.zoom_passes": 3},
     "zoom margin 0.1": {"inference.zoom_margin": 0.1},
     "no flip TTA": {"inference.flip_tta": False},
+    "no margin TTA": {"inference.margin_tta": 0.0},
     "no word-shared classifier": {"model.word_shared_classifier": False},
     "mixup 0.2": {"augment.mixup": 0.2},
     "no label smoothing": {"loss.label_smoothing": 0.0},
@@ -123,7 +124,8 @@ CHANGES: dict[str, Settings] = {
 SHOWN = ("top1", "top5", "mean_iou", "iou_70", "training_seconds")
 _SINGLE_PASS = {
     "inference.zoom_passes": 0,
-    "inference.zoom_margin": 0.0,  # plays no part in it
+    "inference.zoom_margin": 0.0,  # plays no part in it, nor does the next
+    "inference.margin_tta": 0.0,
     "inference.flip_tta": False,
 }
 

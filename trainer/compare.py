@@ -233,6 +233,7 @@ def _differing_settings(evaluations: Sequence[Evaluation]) -> Iterator[tuple[str
         values["inference.zoom_passes"] = one.zoom_passes
         values["inference.zoom_margin"] = one.zoom_margin
         values["inference.flip_tta"] = one.flip_tta
+        values["inference.margin_tta"] = one.margin_tta
         values["evaluated at step"] = one.step
     for key in dict.fromkeys(key for values in flat for key in values):
         found = [values.get(key) for values in flat]

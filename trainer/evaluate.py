@@ -206,6 +206,8 @@ def result_suffix(run: str, data: run_dir.DatasetInfo, config: Config) -> str:
         suffix += f"-zoom{config.inference.zoom_passes}-{flip}"
         if config.inference.zoom_margin != own_config.inference.zoom_margin:
             suffix += f"-margin{config.inference.zoom_margin:g}"
+        if config.inference.margin_tta != own_config.inference.margin_tta:
+            suffix += f"-spread{config.inference.margin_tta:g}"
     return suffix
 
 

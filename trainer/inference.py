@@ -3,8 +3,8 @@
 The first pass takes the whole photo and finds where to zoom in. Each zoom pass gives the same
 network a crop, the box found so far and a margin, in which the object is large and always of about
 the same size: details that distinguish names are visible, and the box becomes more precise. The
-last pass gives the result. With test-time augmentation it also takes the crop flipped left to
-right, and the mean of both is used.
+last pass gives the result. With test-time augmentation it takes two crops, one of them wider and
+flipped left to right, and the mean of what they give is used.
 """
 
 from collections.abc import Callable
@@ -33,37 +33,44 @@ def judge(
     Args:
         network: float32 [b, h, w, 3], values in [0, 255] -> `bbox` and `logits`.
         images: [b, H, W, 3], values in [0, 255], the photos at the size of the records.
-        inference: how many zoom passes, their margin, and whether the last one is flipped too.
+        inference: how many zoom passes, their margin, and the second crop of the last one.
         input_size: h and w.
         passes: where given, what each pass found is added to it: `bbox`, `logits`, and `crop`, the
-            part of the photo that it was shown, float32 [b, 4]. The last is the result.
+            part of the photo that it was shown, float32 [b, 4] (of two crops, the first). The last
+            is the result.
 
     Returns:
         `bbox` as fractions of the whole photo, and `logits`.
     """
     images = tf.cast(images, tf.float32)
     photo_size = (images.shape[1], images.shape[2])
-    crop = tf.tile([[0.0, 0.0, 1.0, 1.0]], [tf.shape(images)[0], 1])
-    shown = images
-    if photo_size != tuple(input_size):
-        shown = crops.crop_and_resize(images, crop, input_size)
-    for _ in range(inference.zoom_passes):
-        found = network(shown)
-        bbox = crops.crop_to_image(found["bbox"], crop)
+    whole = tf.tile([[0.0, 0.0, 1.0, 1.0]], [tf.shape(images)[0], 1])
+
+    def look(crop: tf.Tensor, flipped: bool = False) -> Outputs:
+        shown = images
+        if crop is not whole or photo_size != tuple(input_size):
+            shown = crops.crop_and_resize(images, crop, input_size)
+        found = network(tf.reverse(shown, [2]) if flipped else shown)
+        bbox = crops.flip_boxes(found["bbox"]) if flipped else found["bbox"]
+        return found | {"bbox": crops.crop_to_image(bbox, crop)}
+
+    def around(bbox: tf.Tensor, margin: float) -> tf.Tensor:
+        return crops.snap_to_pixels(crops.expand_box(bbox, margin), photo_size, input_size)
+
+    crop = wider = whole
+    for remaining in reversed(range(inference.zoom_passes)):
+        found = look(crop)
         if passes is not None:
-            passes.append(found | {"bbox": bbox, "crop": crop})
+            passes.append(found | {"crop": crop})
         # Nothing can be cropped to a NaN; the last pass reports it.
-        bbox = tf.where(tf.math.is_finite(bbox), bbox, 0.5)
-        crop = crops.snap_to_pixels(
-            crops.expand_box(bbox, inference.zoom_margin), photo_size, input_size
-        )
-        shown = crops.crop_and_resize(images, crop, input_size)
-    found = network(shown)
-    if inference.flip_tta:
-        flipped = network(tf.reverse(shown, [2]))
-        flipped = flipped | {"bbox": crops.flip_boxes(flipped["bbox"])}
-        found = {name: (found[name] + flipped[name]) / 2 for name in ("bbox", "logits")}
-    found = found | {"bbox": crops.crop_to_image(found["bbox"], crop)}
+        bbox = tf.where(tf.math.is_finite(found["bbox"]), found["bbox"], 0.5)
+        spread = 0.0 if remaining else inference.margin_tta
+        crop = around(bbox, inference.zoom_margin - spread)
+        wider = around(bbox, inference.zoom_margin + spread) if spread else crop
+    found = look(crop)
+    if inference.flip_tta or wider is not crop:
+        second = look(wider, flipped=inference.flip_tta)
+        found = {name: (found[name] + second[name]) / 2 for name in ("bbox", "logits")}
     if passes is not None:
         passes.append(found | {"crop": crop})
     return found

@@ -16,7 +16,6 @@ from tfrecords.errors import UserError
 from trainer import configs, predictions, run_dir
 from trainer.predictions import Judged
 
-_MARGIN_BEFORE = configs.SETTINGS["inference.zoom_margin"].before  # of older evaluations
 _FIRST = ("test", "validation", "train")
 
 
@@ -29,7 +28,7 @@ class Evaluation:
         name: of the evaluation.
         split, data, data_name, fingerprint: the photos and where their records were.
         step: of the checkpoint that was evaluated.
-        zoom_passes, zoom_margin, flip_tta: how photos were judged.
+        zoom_passes, zoom_margin, flip_tta, margin_tta: how photos were judged.
         figures: as `metrics.means` names them.
         judged: what was said of each photo; None where an older version did not write it.
     """
@@ -44,6 +43,7 @@ class Evaluation:
     zoom_passes: int
     zoom_margin: float
     flip_tta: bool
+    margin_tta: float
     figures: dict[str, float]
     judged: Judged | None
 
@@ -92,8 +92,9 @@ def read(run: str, name: str) -> Evaluation:
             fingerprint=values.get("fingerprint", own.fingerprint),
             step=values["step"],
             zoom_passes=values["zoom_passes"],
-            zoom_margin=values.get("zoom_margin", _MARGIN_BEFORE),
+            zoom_margin=_setting(values, "zoom_margin"),
             flip_tta=values["flip_tta"],
+            margin_tta=_setting(values, "margin_tta"),
             figures=_figures(values),
             judged=predictions.read(table) if os.path.exists(table) else None,
         )
@@ -146,6 +147,11 @@ def check_same_photos(evaluations: Sequence[Evaluation]) -> None:
                 f"{first.run} and {other.run}: the rows of predictions-{first.name}.csv are not of"
                 " the same photos. Evaluate both runs again."
             )
+
+
+def _setting(values: dict[str, Any], name: str) -> float:
+    """Returns a setting of inference; older evaluations do not name those that came later."""
+    return values.get(name, configs.SETTINGS[f"inference.{name}"].before)
 
 
 def _split(name: str) -> str:

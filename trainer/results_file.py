@@ -98,6 +98,7 @@ class Evaluated:
     zoom_passes: int
     zoom_margin: float
     flip_tta: bool
+    margin_tta: float
     num_examples: int
     figures: dict[str, Figure]
     baseline: Baseline | None
@@ -204,6 +205,7 @@ def _evaluated(run: str, evaluation: Evaluation, baseline: Evaluation | None) ->
         zoom_passes=evaluation.zoom_passes,
         zoom_margin=evaluation.zoom_margin,
         flip_tta=evaluation.flip_tta,
+        margin_tta=evaluation.margin_tta,
         num_examples=count,
         figures=found,
         baseline=_baseline(judged, baseline) if judged and baseline else None,

@@ -94,7 +94,8 @@ def test_what_is_trained_is_what_the_row_says(commands, tmp_path):
     (run,) = os.listdir(tmp_path / "runs")
     trained, _ = run_dir.read(str(tmp_path / "runs" / run))
     single_pass = {"inference.zoom_passes": 0, "inference.flip_tta": False}
-    single_pass["inference.zoom_margin"] = 0.0  # so that rows which differ in it share a training
+    # Rows that differ in these share a training.
+    single_pass |= {"inference.zoom_margin": 0.0, "inference.margin_tta": 0.0}
     expected = settings | single_pass | {"epochs": 2, "weights": "none"}
     assert trained == configs.replace(configs.load("default"), expected)
 

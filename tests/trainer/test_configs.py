@@ -58,6 +58,9 @@ def any_config(draw):
         chosen["model.input_height"] = chosen["model.input_width"] = None
     if not chosen["augment.object_crop"]:
         chosen["inference.zoom_passes"] = 0
+    chosen["inference.margin_tta"] = min(
+        chosen["inference.zoom_margin"], chosen["inference.margin_tta"]
+    )
     if chosen["jit"] == "on":
         chosen["model.batch_norm"] = "local"
     return configs.replace(configs.load("default"), chosen)
@@ -328,7 +331,7 @@ def test_help_shows_the_short_flags_and_where_the_settings_are(values, capsys):
 def test_a_command_may_take_the_settings_of_one_section_only(capsys):
     values = flags.FlagValues()
     configs.define_flags(values, sections=["inference"])
-    names = {"zoom_passes", "zoom_margin", "flip_tta"}
+    names = {"zoom_passes", "zoom_margin", "flip_tta", "margin_tta"}
     assert set(values) == {f"config.inference.{name}" for name in names}
     assert "--config.inference.zoom_passes: " in shown(values, "--help", capsys)
     command.parse(values, ["--config.inference.zoom_passes=0"], usage="")
@@ -337,6 +340,13 @@ def test_a_command_may_take_the_settings_of_one_section_only(capsys):
     command.parse(values, ["--config.inference.zoom_passes=1"], usage="")
     with pytest.raises(UserError, match="never sees crops of the object"):
         configs.apply(values, configs.load("baseline"))
+
+
+def test_a_crop_of_the_last_pass_may_not_cut_into_the_box(values):
+    with pytest.raises(UserError, match=r"--config.inference.zoom_margin=0.01: the smaller crop"):
+        from_flags(values, "--config.inference.zoom_margin=0.01")
+    flags = ["--config.inference.zoom_margin=0.01", "--config.inference.margin_tta=0.01"]
+    assert from_flags(values, *flags).inference.margin_tta == 0.01
 
 
 # What a run keeps.

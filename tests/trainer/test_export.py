@@ -169,7 +169,12 @@ def test_the_folder_holds_what_programs_need(run, exported):
     found = runtimes.read(exported)
     assert found.class_names == datasets.CLASS_NAMES
     assert (found.height, found.width, found.resize) == (HEIGHT, WIDTH, "stretch")
-    assert found.inference == {"zoom_passes": 1, "zoom_margin": 0.05, "flip_tta": True}
+    assert found.inference == {
+        "zoom_passes": 1,
+        "zoom_margin": 0.05,
+        "flip_tta": True,
+        "margin_tta": 0.03,
+    }
     assert "random weights" in found.facts["weights_license"]
     with open(os.path.join(exported, "labels.txt"), encoding="utf-8") as file:
         assert file.read().splitlines() == datasets.CLASS_NAMES

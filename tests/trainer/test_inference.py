@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests.tfrecords import datasets
-from trainer import inference, model, train_state
+from trainer import crops, inference, model, train_state
 from trainer.configs import Config, Inference, Model
 
 HEIGHT, WIDTH = 48, 64
@@ -96,6 +96,33 @@ def test_a_photo_larger_than_the_input_is_resized_for_the_first_pass(network):
         expected = predict(network, small, zoom_passes=0, flip_tta=flip)
         for name in found:
             np.testing.assert_allclose(found[name], expected[name], atol=1e-3)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_last_pass_takes_the_mean_of_a_smaller_and_a_larger_crop(images, flip):
+    """As two judgements with these margins; the larger crop is the mirrored one."""
+
+    def network(shown):
+        # A tenth to the left of the center at first sight, so that left and right differ.
+        left, *others = tf.unstack(tf.reduce_mean(shown, [1, 3]) / 255, axis=1)
+        bbox = tf.stack([left / 9 + 0.2, 0.3 + 0 * left, left / 9 + 0.6, others[-1] / 9 + 0.7], 1)
+        return {"bbox": bbox, "logits": tf.reduce_mean(shown[:, :, ::7], [1])[:, :, 0]}
+
+    def last(margin: float, mirrored: bool) -> inference.Outputs:
+        first = network(tf.cast(images, tf.float32))
+        crop = crops.expand_box(first["bbox"], margin)
+        crop = crops.snap_to_pixels(crop, (HEIGHT, WIDTH), (HEIGHT, WIDTH))
+        shown = crops.crop_and_resize(images, crop, (HEIGHT, WIDTH))
+        found = network(shown[:, :, ::-1] if mirrored else shown)
+        bbox = crops.flip_boxes(found["bbox"]) if mirrored else found["bbox"]
+        return found | {"bbox": crops.crop_to_image(bbox, crop)}
+
+    settings = Inference(zoom_passes=1, zoom_margin=0.1, margin_tta=0.06, flip_tta=flip)
+    found = inference.judge(network, images, settings, (HEIGHT, WIDTH))
+    smaller, larger = last(0.04, False), last(0.16, flip)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, (smaller[name] + larger[name]) / 2, rtol=1e-5)
+        assert np.abs(smaller[name] - larger[name]).max() > 0.01
 
 
 class Measure(keras.layers.Layer):

@@ -239,6 +239,8 @@ def test_the_passes_begin_with_the_whole_photo_and_end_with_the_result():
     np.testing.assert_array_equal(passes[0]["bbox"], [[0.25, 0.25, 0.75, 0.75]] * 2)
     # The box found so far and a tenth of its sides around it.
     np.testing.assert_allclose(passes[1]["crop"], [[0.2, 0.2, 0.8, 0.8]] * 2, atol=0.01)
+    # The box in that, and less around it.
+    np.testing.assert_allclose(passes[2]["crop"], [[0.33, 0.33, 0.67, 0.67]] * 2, atol=0.02)
     for name, value in found.items():
         np.testing.assert_array_equal(passes[2][name], value)
 

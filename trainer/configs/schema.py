@@ -229,7 +229,15 @@ class Inference:
         before=0.1,
     )
     flip_tta: bool = setting(
-        True, "test-time augmentation: the last pass takes the mirrored photo too; the mean is used"
+        True, "test-time augmentation: the last pass takes a mirrored crop too; the mean is used"
+    )
+    margin_tta: float = setting(
+        0.03,
+        "test-time augmentation: the last zoom pass takes two crops, whose margins are smaller and"
+        " larger than inference.zoom_margin by this (mirrored is the larger); the mean is used;"
+        " 0 for one margin",
+        within=(0, 0.5),
+        before=0.0,
     )
 
 

@@ -98,6 +98,13 @@ def check(config: Config) -> None:
             " depend: set --config.inference.zoom_passes=0, or train with"
             " --config.augment.object_crop above 0."
         )
+    if config.inference.zoom_passes and config.inference.margin_tta > config.inference.zoom_margin:
+        raise UserError(
+            f"config.inference.margin_tta is {config.inference.margin_tta:g}, more than"
+            f" --config.inference.zoom_margin={config.inference.zoom_margin:g}: the smaller crop"
+            " would cut into the box. Set --config.inference.margin_tta to at most that, or to 0"
+            " for one crop."
+        )
     if config.model.batch_norm == "synchronized" and config.jit == "on":
         raise UserError(
             "--config.model.batch_norm=synchronized does not work with --config.jit=on: set"

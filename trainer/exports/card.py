@@ -71,6 +71,7 @@ def facts(trained: Trained, run: str, size: tuple[int, int], files: dict[str, An
             "zoom_passes": config.inference.zoom_passes,
             "zoom_margin": config.inference.zoom_margin,
             "flip_tta": config.inference.flip_tta,
+            "margin_tta": config.inference.margin_tta,
         },
         "weights_license": weights_license(config),
         "config": configs.flatten(config),

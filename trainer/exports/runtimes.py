@@ -57,7 +57,7 @@ class Export:
         height, width: of the photos that its files take, in pixels.
         resize: how photos come to that size: `stretch` to it whatever their shape, or `letterbox`,
             the whole photo in its own shape, centered on black.
-        inference: `zoom_passes`, `zoom_margin` and `flip_tta` of the files that hold all passes.
+        inference: the section `inference` of the config, which files that hold all passes follow.
         files: by format, `file` and whether it holds `all_passes`.
         facts: all that the file says.
     """

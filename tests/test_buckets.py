@@ -280,7 +280,8 @@ def test_wrong_addresses_and_refusals_name_the_flag(store, data, tmp_path):
     assert f"--data={nowhere}/x: there is no data set" in error_of(f"--data={nowhere}/x")
     said = error_of(f"--data={data}", f"--run={nowhere}/runs/x")
     assert f"--run={nowhere}/runs/x: there is no such bucket" in said
-    assert not os.path.exists(remote.run_place(str(tmp_path), f"{nowhere}/runs/x"))
+    # Nothing in the cache that a corrected bucket would be refused for.
+    assert os.listdir(remote.run_place(str(tmp_path), f"{nowhere}/runs/x")) == [".lock"]
 
 
 @pytest.mark.parametrize(

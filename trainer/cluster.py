@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -90,10 +92,13 @@ def joining(cluster: Cluster) -> Iterator[None]:
     if cluster.size > 1:
         _wait_for_all(cluster)
     before = signal.getsignal(signal.SIGTERM)
-    # What watches may not need Python's lock.
-    faulthandler.dump_traceback_later(_JOIN_SECONDS, exit=True, file=2)
     try:
-        yield
+        with _ending_after(
+            _JOIN_SECONDS,
+            f"error: the workers have not come together within {_JOIN_SECONDS:.0f} s: another one"
+            " does not answer. Start the same command on all machines again.",
+        ):
+            yield
     except tf.errors.OpError as error:
         said = str(error.message).strip().splitlines() or [type(error).__name__]
         raise UserError(
@@ -101,10 +106,29 @@ def joining(cluster: Cluster) -> Iterator[None]:
             f" the same command on all machines again. TensorFlow says: {said[0]}"
         ) from None
     finally:
-        faulthandler.cancel_dump_traceback_later()
         if threading.current_thread() is threading.main_thread():
             # TensorFlow has taken SIGTERM: one before the first step would do nothing.
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _ending_after(seconds: float, message: str) -> Iterator[None]:
+    """Ends the process with a message after some time, though the block holds Python's lock."""
+    code = (
+        "import select, sys\n"
+        "if not select.select([sys.stdin], [], [], float(sys.argv[1]))[0]: sys.exit(sys.argv[2])"
+    )
+    command = [sys.executable, "-I", "-c", code, str(seconds), message]
+    with (
+        open(os.devnull, "w") as nowhere,
+        subprocess.Popen(command, stdin=subprocess.PIPE),  # which says so, and ends with the block
+    ):
+        # A thread without that lock; its stacks tell a user nothing.
+        faulthandler.dump_traceback_later(seconds + 2, exit=True, file=nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def _wait_for_all(cluster: Cluster) -> None:

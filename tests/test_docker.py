@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 
 from preprocess import run as preprocess
 from preprocess import runner
+from tests.ports import free_ports
 from tests.tfrecords import datasets
 from tests.trainer import commands, networks
 from tfrecords import command
@@ -208,7 +209,7 @@ def test_the_pods_of_the_indexed_job_join():
     """Two processes with the pods' own TF_CONFIG, but on this machine."""
     from tests.trainer import test_environment as environment
 
-    ports = environment.free_ports(2)
+    ports = free_ports(2)
     texts = [tf_config(index)[0] for index in range(2)]
     for number, port in enumerate(ports):
         pods = f"carbox-train-{number}.carbox-train:2222"

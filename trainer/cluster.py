@@ -184,7 +184,9 @@ def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit() and 0 < int(port) < 2**16):
         raise ValueError(f"{address!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
+    host = host.strip("[]")
+    host.encode("idna")  # what a connection would do; a UnicodeError is a ValueError
+    return host, int(port)
 
 
 def _some(names: list[str]) -> str:
@@ -252,7 +254,8 @@ def _of_slurm() -> Cluster | None:
             f" SLURM_STEP_NODELIST={nodes}, SLURM_STEP_TASKS_PER_NODE={counts}. Start the command"
             " by srun, or set TF_CONFIG."
         ) from None
-    if {"SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"} & os.environ.keys():
+    # Slurm sets the second one for processor cores alone too.
+    if "SLURM_GPUS_PER_TASK" in os.environ or "gpu" in os.environ.get("SLURM_TRES_PER_TASK", ""):
         count, task = 1, 0  # each task sees its own GPUs only
     addresses = [f"{host}:{port + place}" for host, place, _ in places]
     return Cluster({"worker": addresses}, "worker", int(rank), (count, task))

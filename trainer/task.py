@@ -228,6 +228,9 @@ def train_and_report(
             if not mirrored.is_shared:
                 workers.copy_from_chief(devices, run, f"{run_dir.BEST}/")
             finish(setup, data, records, report)
+    with workers.losing_none(devices):
+        # A chief that fails to write the rest is started again, and needs the others for that.
+        strategy.sum_over_workers(devices, 0.0)
 
 
 def check_batch(config: configs.Config, replicas: int) -> None:

@@ -7,7 +7,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.processes import Processes, free_port, listens, until
+from tests.cluster.processes import Processes, listens, until
+from tests.ports import free_ports
 
 _EXPORTS = (
     "java.base/sun.net.util",
@@ -33,7 +34,7 @@ class Flink:
         """Args: who starts it; Flink's jars; Beam's job server; a folder for its files."""
         self._processes, self._libraries = processes, libraries
         self._folder = folder
-        self.rest_port, rpc_port = free_port(), free_port()
+        self.rest_port, rpc_port = free_ports(2)
         self.job_server_jar = job_server
         (folder / "conf").mkdir(parents=True)
         (folder / "conf" / "config.yaml").write_text(_configuration(self.rest_port, rpc_port))
@@ -43,7 +44,7 @@ class Flink:
         until("Flink's job manager", _START_SECONDS, lambda: listens(self.rest_port))
         for name in ("tm1", "tm2"):
             self.start_task_manager(name)
-        self.job_port = free_port()
+        (self.job_port,) = free_ports(1)
         processes.start(
             "job-server",
             ["java", *_JAVA_17, "-jar", str(job_server), f"--flink-master={self.master}",

@@ -93,13 +93,6 @@ def until(what: str, seconds: float, found: Callable[[], T]) -> T:
     raise AssertionError(f"{what}: not within {seconds:.0f} s")
 
 
-def free_port() -> int:
-    """Returns a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
 def listens(port: int) -> bool:
     """Whether something listens on a port."""
     with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):

@@ -149,6 +149,8 @@ class Tests:
             if len(self._flink.task_managers) < 2:
                 self._flink.start_task_manager(f"{name}-again")
             self._free_slots()
+            # With one task manager less there are not enough slots to go on.
+            assert (first.status == 0) == (name != "task_manager_for_good"), first.said
             if first.status:
                 self._require_sentence(first)
                 again = self._job(output, self._photos, *flags)
@@ -241,7 +243,6 @@ class Tests:
 
     def _wait(self, output: str, job: subprocess.Popen) -> Done:
         """Waits for a job; its peak memory is that of the driver alone."""
-        peak = 0
         deadline = self._begin + _SECONDS
         while True:
             pid, status, usage = os.wait4(job.pid, os.WNOHANG)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_ports
+
 
 @contextlib.contextmanager
 def portable_flags(
@@ -24,7 +26,7 @@ def portable_flags(
         programs: folder whose `python` starts a worker; that of this interpreter if absent.
         pool_flags: of the pool of workers.
     """
-    jobs, workers = _free_port(), _free_port()
+    jobs, workers = free_ports(2)
     code = code or os.getcwd()
     first = programs or os.path.dirname(sys.executable)
     environment = os.environ | {
@@ -70,12 +72,6 @@ def script(path: Path, text: str) -> Path:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     return path
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 def _wait_for(port: int) -> None:

@@ -12,6 +12,7 @@ import time
 import pytest
 import tensorflow as tf
 
+from tests.ports import free_ports
 from tfrecords.errors import UserError
 from trainer import cluster, strategy
 
@@ -54,16 +55,6 @@ def joined(*environments: dict[str, str]) -> list[str]:
     """Returns what each of some processes says of itself when all have joined."""
     said = outputs(*(python(JOIN, **one) for one in environments))
     return [re.findall("^joined (.+)$", one, re.MULTILINE)[0] for one in said]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("localhost", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def test_a_master_is_the_chief(monkeypatch):
@@ -206,6 +197,8 @@ def test_a_machine_that_would_not_train_is_told_so(monkeypatch, job):
         ({"worker": ["a:1"]}, {"type": "chief", "index": 0}),
         ({"worker": ["a:1", "b"]}, {"type": "worker", "index": 0}),
         ({"worker": ["a:1", "b:66000"]}, {"type": "worker", "index": 0}),
+        ({"worker": ["a:1", ".empty:2222"]}, {"type": "worker", "index": 0}),
+        ({"worker": ["a:1", f"{'long' * 16}:2222"]}, {"type": "worker", "index": 0}),
     ],
 )
 def test_a_cluster_that_makes_no_sense_is_told_so(monkeypatch, cluster, task):
@@ -230,6 +223,25 @@ def test_tasks_of_slurm_that_srun_did_not_start_are_told_how_to(monkeypatch, nam
 def test_a_job_of_slurm_trains_on_its_own_machine_without_srun(monkeypatch, name, tasks):
     sbatch(monkeypatch, tasks)
     assert strategy.make(name).num_replicas_in_sync == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "neighbors"),
+    [
+        ({}, (2, 1)),
+        ({"TRES_PER_TASK": "cpu=8"}, (2, 1)),
+        ({"TRES_PER_TASK": "cpu=8,gres/gpu=2"}, (1, 0)),
+        ({"GPUS_PER_TASK": "2"}, (1, 0)),
+    ],
+)
+def test_tasks_of_slurm_share_gpus_unless_each_has_its_own(monkeypatch, variables, neighbors):
+    sbatch(monkeypatch, "4")
+    places = {"PROCID": "3", "STEP_NODELIST": "n[9-10]", "STEP_TASKS_PER_NODE": "2(x2)"}
+    for name, value in (places | variables).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    found = cluster.find("multiworker")
+    assert found is not None
+    assert (found.address.split(":")[0], found.neighbors) == ("n10", neighbors)
 
 
 def test_variables_of_slurm_that_contradict_each_other_are_told(monkeypatch):

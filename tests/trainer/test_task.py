@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing import event_accumulator
 
+from tests.ports import free_ports
 from tests.tfrecords import datasets
 from tests.trainer import commands
-from tests.trainer.test_environment import free_ports
 from tfrecords import command, manifest
 from tfrecords.errors import FlagError, UserError
 from trainer import (

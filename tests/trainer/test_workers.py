@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from tests.ports import free_ports
 from tests.trainer import commands, networks
-from tests.trainer.test_environment import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

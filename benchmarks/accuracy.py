@@ -68,6 +68,7 @@ STEPS: dict[str, Settings] = {
     "box from earlier features": {"model.box_stride": 16},
     "no dropout again": {"model.dropout": 0.0},
     "last stride 1": {"model.last_stride": 1},
+    "weight decay 0.5": {"optimizer.weight_decay": 0.5},
 }
 
 # Each is the default, which heads this table too, but for this. `--replicas` is a flag of
@@ -87,6 +88,8 @@ CHANGES: dict[str, Settings] = {
     "warm-up of 0.4 epochs": {"optimizer.warmup_epochs": 0.4},
     "constant learning rate": {"optimizer.schedule": "constant"},
     "weight decay 0": {"optimizer.weight_decay": 0.0},
+    "weight decay 0.05": {"optimizer.weight_decay": 0.05},
+    "weight decay 2": {"optimizer.weight_decay": 2.0},
     "no flip": {"augment.flip": False},
     "no context crop": {"augment.context_crop": 0.0},
     "context crop 0.8": {"augment.context_crop": 0.8},

@@ -44,7 +44,7 @@ class Recipe:
     last_stride: int = 1
     filters: int = 256
     learning_rate: float = 1e-3
-    weight_decay: float = 0.05
+    weight_decay: float = 0.5
     label_smoothing: float = 0.1
     bfloat16: bool = False
     threads: int = 0

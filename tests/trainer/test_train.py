@@ -117,8 +117,10 @@ PINNED = Config(
     model=dataclasses.replace(CONFIG.model, stride=16, box_stride=16, batch_norm_momentum=0.5),
     augment=Augment(flip=False, context_crop=0, object_crop=0, color_jitter=0.2, mixup=0.2),
     # The backbone begins to learn within the second call of three steps.
-    optimizer=Optimizer(learning_rate=3e-4, warmup_epochs=0.5, ema=0.9, freeze_epochs=0.8),
-    inference=Inference(zoom_passes=1, zoom_margin=0.1, flip_tta=True),
+    optimizer=Optimizer(
+        learning_rate=3e-4, warmup_epochs=0.5, weight_decay=0.05, ema=0.9, freeze_epochs=0.8
+    ),
+    inference=Inference(zoom_passes=1, zoom_margin=0.1, flip_tta=True, margin_tta=0.0),
 )
 PINNED_LOSSES = ("box_loss", "label_loss", "val_box_loss", "val_label_loss")
 GOLDEN = {  # of each epoch

@@ -188,7 +188,7 @@ class Optimizer:
         within=(0, 1_000_000),
     )
     weight_decay: float = setting(
-        0.05, "decoupled weight decay (Loshchilov & Hutter 2019), of kernels only", within=(0, 1000)
+        0.5, "decoupled weight decay (Loshchilov & Hutter 2019), of kernels only", within=(0, 1000)
     )
     clip_norm: float = setting(
         0.0, "largest global norm of the gradients; 0 for no clipping", within=(0, 1_000_000_000)

@@ -50,6 +50,11 @@ class Evaluation:
     def judging(self) -> str:
         """Returns how photos were judged, in words."""
         passes = f"{self.zoom_passes} zoom pass{'es' * (self.zoom_passes != 1)}"
+        if self.zoom_passes:
+            margins = sorted(
+                {self.zoom_margin - self.margin_tta, self.zoom_margin + self.margin_tta}
+            )
+            passes += f" (margin {' and '.join(f'{margin:.3g}' for margin in margins)})"
         return passes + (", flipped too" if self.flip_tta else "")
 
     def photos(self) -> str:

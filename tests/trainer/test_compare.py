@@ -104,7 +104,7 @@ def test_other_configs_and_inputs_on_the_same_records_are_compared(runs, tmp_pat
     for key in flat[0].keys() - differing:
         assert f" {key} " not in said
     text = page.read_text(encoding="utf-8")
-    assert "2 zoom passes, flipped too" in text
+    assert "2 zoom passes (margin 0.02 and 0.08), flipped too" in text
     assert "0 zoom passes" in text
     assert "Only baseline is right" in text
 

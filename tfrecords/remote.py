@@ -9,11 +9,13 @@ find credentials and endpoints in the environment; it is imported for remote pat
     CACHE/datasets/KEY/NAME/    a data set; KEY is that of its manifest's bytes
           models/KEY/NAME/      a run (without what only training needs) or an export, as listed
           runs/KEY/NAME/        a run that is trained here; see `trainer.mirror`
+          kept/NAME-KEY/        results that could not be copied to their bucket
 
 A file is whole, and fits its sha256 where one is known, before it gets its name. Processes that
 need the same entry wait for the one that fetches it, and hold it by a lock as long as they live.
 Data sets and models that no process holds are removed after 30 days without use, or when space is
-short, those unused for longest first. Runs are never removed.
+short, those unused for longest first; none where the file system has no locks. Runs and kept
+results are never removed.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ import dataclasses
 import datetime
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -229,24 +232,32 @@ def copied_back(path: str, folder: str, flag: str) -> Iterator[None]:
         flag: that gave the path.
 
     Raises:
-        UserError: it cannot be copied; a folder beside it keeps it.
+        UserError: it cannot be copied; another folder of the cache keeps it.
     """
-    before = files(folder) if is_remote(path) else {}
-    yield
     if not is_remote(path):
+        yield
         return
-    bucket, now = Folder(path, flag), files(folder)
+    before = files(folder)
     try:
+        yield
+        bucket, now = Folder(path, flag), files(folder)
         for name in sorted(now):
             if before.get(name) != now[name]:
                 bucket.upload(os.path.join(folder, name), name)
         for name in sorted(before.keys() - now.keys()):
             bucket.delete(name)
-    except UserError as error:
+    except BaseException as error:
+        if files(folder) == before:
+            raise
         # The cache would take them for what is in the bucket, and never copy them.
-        kept = f"{folder}-{uuid.uuid4().hex[:8]}"
+        root = os.path.dirname(os.path.dirname(os.path.dirname(folder)))
+        kept = os.path.join(root, "kept", f"{os.path.basename(folder)}-{uuid.uuid4().hex[:8]}")
+        os.makedirs(os.path.dirname(kept), exist_ok=True)
         os.rename(folder, kept)
-        raise UserError(f"{error} The results are in {kept}.") from None
+        if isinstance(error, UserError):
+            raise UserError(f"{error} The results are in {kept}.") from None
+        print(f"not copied to {path}: the results so far are in {kept}", flush=True)
+        raise
     print(f"copied to: {path.rstrip('/')}/")
 
 
@@ -455,13 +466,15 @@ def run_place(cache: str | None, url: str) -> str:
 
 
 @contextlib.contextmanager
-def locked(entry: str) -> Iterator[bool]:
+def locked(entry: str) -> Iterator[bool | None]:
     """Locks an entry of the cache while the block runs; gives False where others hold it.
 
-    A file system without locks gives True.
+    A file system without locks gives None.
+
+    Raises:
+        UserError: nothing can be written there.
     """
-    os.makedirs(os.path.dirname(entry), exist_ok=True)
-    descriptor = os.open(f"{entry}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _open_lock(entry)
     try:
         yield _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
@@ -469,12 +482,14 @@ def locked(entry: str) -> Iterator[bool]:
 
 
 def fetch_all(bucket: Folder, folder: str, objects: Mapping[str, Object]) -> None:
-    """Fetches objects into a folder, which appears when all are whole.
+    """Fetches objects into a folder, which appears when all are whole; its entry is locked.
 
     Raises:
         UserError: they cannot be read, or do not fit on the disk.
         FileNotFoundError: one is no longer there.
     """
+    for left in glob.glob(f"{glob.escape(folder)}.*.partial"):
+        shutil.rmtree(left, ignore_errors=True)  # by a process that was killed
     partial = f"{folder}.{uuid.uuid4().hex}.partial"
     try:
         _fetch(bucket, partial, {name: found.size for name, found in objects.items()}, {})
@@ -492,39 +507,64 @@ def _hold(folder: str, is_whole: Callable[[], bool], fetch: Callable[[], None]) 
     """Locks an entry of the cache for this process, and fetches it where it is not whole."""
     entry = os.path.dirname(folder)
     path = f"{entry}.lock"
-    try:
-        os.makedirs(os.path.dirname(entry), exist_ok=True)
-        if path not in _locks:
-            _locks[path] = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        descriptor = _locks[path]
+    if path not in _locks:
+        _locks[path] = _open_lock(entry)
+    descriptor = _locks[path]
+    with cache_errors(entry):
         while True:
             _flock(descriptor, fcntl.LOCK_SH)
             os.utime(path)
             if is_whole():
                 return
-            if not _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB) is False:
                 print(f"waiting for another process that fetches {folder}", flush=True)
                 _flock(descriptor, fcntl.LOCK_EX)
             if not is_whole():
                 _remove_partial(entry)
                 fetch()
                 print(f"fetched to {folder}", flush=True)
+
+
+@contextlib.contextmanager
+def cache_errors(entry: str) -> Iterator[None]:
+    """Says what is wrong where the block cannot write an entry of the cache.
+
+    Raises:
+        UserError: it cannot.
+        FileNotFoundError: as the block did; an object of the bucket is not there.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise UserError(
-            f"the cache {entry} cannot be written: {error.strerror}. Free some space, or let"
-            " --data_cache (or XDG_CACHE_HOME) name another folder."
-        ) from None
+        raise _not_writable(entry, error) from None
 
 
-def _flock(descriptor: int, how: int) -> bool:
+def _open_lock(entry: str) -> int:
+    """Returns a descriptor of the file by which processes lock an entry of the cache."""
+    try:
+        os.makedirs(os.path.dirname(entry), exist_ok=True)
+        return os.open(f"{entry}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _not_writable(entry, error) from None
+
+
+def _not_writable(entry: str, error: OSError) -> UserError:
+    return UserError(
+        f"the cache {entry} cannot be written: {error.strerror}. Free some space, or let"
+        " --data_cache (or XDG_CACHE_HOME) name another folder."
+    )
+
+
+def _flock(descriptor: int, how: int) -> bool | None:
+    """Returns whether the lock was given; None where there are none. Files still appear whole."""
     try:
         fcntl.flock(descriptor, how)
     except BlockingIOError:
         return False
     except OSError:
-        pass  # a file system without locks: files still appear whole
+        return None
     return True
 
 

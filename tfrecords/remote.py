@@ -9,13 +9,11 @@ find credentials and endpoints in the environment; it is imported for remote pat
     CACHE/datasets/KEY/NAME/    a data set; KEY is that of its manifest's bytes
           models/KEY/NAME/      a run (without what only training needs) or an export, as listed
           runs/KEY/NAME/        a run that is trained here; see `trainer.mirror`
-          kept/NAME-KEY/        results that could not be copied to their bucket
 
 A file is whole, and fits its sha256 where one is known, before it gets its name. Processes that
 need the same entry wait for the one that fetches it, and hold it by a lock as long as they live.
 Data sets and models that no process holds are removed after 30 days without use, or when space is
-short, those unused for longest first; none where the file system has no locks. Runs and kept
-results are never removed.
+short, those unused for longest first. Runs are never removed.
 """
 
 import contextlib
@@ -23,7 +21,6 @@ import dataclasses
 import datetime
 import errno
 import fcntl
-import glob
 import hashlib
 import json
 import logging
@@ -232,32 +229,24 @@ def copied_back(path: str, folder: str, flag: str) -> Iterator[None]:
         flag: that gave the path.
 
     Raises:
-        UserError: it cannot be copied; another folder of the cache keeps it.
+        UserError: it cannot be copied; a folder beside it keeps it.
     """
+    before = files(folder) if is_remote(path) else {}
+    yield
     if not is_remote(path):
-        yield
         return
-    before = files(folder)
+    bucket, now = Folder(path, flag), files(folder)
     try:
-        yield
-        bucket, now = Folder(path, flag), files(folder)
         for name in sorted(now):
             if before.get(name) != now[name]:
                 bucket.upload(os.path.join(folder, name), name)
         for name in sorted(before.keys() - now.keys()):
             bucket.delete(name)
-    except BaseException as error:
-        if files(folder) == before:
-            raise
+    except UserError as error:
         # The cache would take them for what is in the bucket, and never copy them.
-        root = os.path.dirname(os.path.dirname(os.path.dirname(folder)))
-        kept = os.path.join(root, "kept", f"{os.path.basename(folder)}-{uuid.uuid4().hex[:8]}")
-        os.makedirs(os.path.dirname(kept), exist_ok=True)
+        kept = f"{folder}-{uuid.uuid4().hex[:8]}"
         os.rename(folder, kept)
-        if isinstance(error, UserError):
-            raise UserError(f"{error} The results are in {kept}.") from None
-        print(f"not copied to {path}: the results so far are in {kept}", flush=True)
-        raise
+        raise UserError(f"{error} The results are in {kept}.") from None
     print(f"copied to: {path.rstrip('/')}/")
 
 
@@ -466,15 +455,13 @@ def run_place(cache: str | None, url: str) -> str:
 
 
 @contextlib.contextmanager
-def locked(entry: str) -> Iterator[bool | None]:
+def locked(entry: str) -> Iterator[bool]:
     """Locks an entry of the cache while the block runs; gives False where others hold it.
 
-    A file system without locks gives None.
-
-    Raises:
-        UserError: nothing can be written there.
+    A file system without locks gives True.
     """
-    descriptor = _open_lock(entry)
+    os.makedirs(os.path.dirname(entry), exist_ok=True)
+    descriptor = os.open(f"{entry}.lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         yield _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
@@ -482,14 +469,12 @@ def locked(entry: str) -> Iterator[bool | None]:
 
 
 def fetch_all(bucket: Folder, folder: str, objects: Mapping[str, Object]) -> None:
-    """Fetches objects into a folder, which appears when all are whole; its entry is locked.
+    """Fetches objects into a folder, which appears when all are whole.
 
     Raises:
         UserError: they cannot be read, or do not fit on the disk.
         FileNotFoundError: one is no longer there.
     """
-    for left in glob.glob(f"{glob.escape(folder)}.*.partial"):
-        shutil.rmtree(left, ignore_errors=True)  # by a process that was killed
     partial = f"{folder}.{uuid.uuid4().hex}.partial"
     try:
         _fetch(bucket, partial, {name: found.size for name, found in objects.items()}, {})
@@ -507,64 +492,39 @@ def _hold(folder: str, is_whole: Callable[[], bool], fetch: Callable[[], None]) 
     """Locks an entry of the cache for this process, and fetches it where it is not whole."""
     entry = os.path.dirname(folder)
     path = f"{entry}.lock"
-    if path not in _locks:
-        _locks[path] = _open_lock(entry)
-    descriptor = _locks[path]
-    with cache_errors(entry):
+    try:
+        os.makedirs(os.path.dirname(entry), exist_ok=True)
+        if path not in _locks:
+            _locks[path] = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = _locks[path]
         while True:
             _flock(descriptor, fcntl.LOCK_SH)
             os.utime(path)
             if is_whole():
                 return
-            if _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB) is False:
+            if not _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 print(f"waiting for another process that fetches {folder}", flush=True)
                 _flock(descriptor, fcntl.LOCK_EX)
             if not is_whole():
                 _remove_partial(entry)
                 fetch()
                 print(f"fetched to {folder}", flush=True)
-
-
-@contextlib.contextmanager
-def cache_errors(entry: str) -> Iterator[None]:
-    """Says what is wrong where the block cannot write an entry of the cache.
-
-    Raises:
-        UserError: it cannot.
-        FileNotFoundError: as the block did; an object of the bucket is not there.
-    """
-    try:
-        yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
-        raise _not_writable(entry, error) from None
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise UserError(
+            f"the cache {entry} cannot be written: {error.strerror}. Free some space, or let"
+            " --data_cache (or XDG_CACHE_HOME) name another folder."
+        ) from None
 
 
-def _open_lock(entry: str) -> int:
-    """Returns a descriptor of the file by which processes lock an entry of the cache."""
-    try:
-        os.makedirs(os.path.dirname(entry), exist_ok=True)
-        return os.open(f"{entry}.lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise _not_writable(entry, error) from None
-
-
-def _not_writable(entry: str, error: OSError) -> UserError:
-    return UserError(
-        f"the cache {entry} cannot be written: {error.strerror}. Free some space, or let"
-        " --data_cache (or XDG_CACHE_HOME) name another folder."
-    )
-
-
-def _flock(descriptor: int, how: int) -> bool | None:
-    """Returns whether the lock was given; None where there are none. Files still appear whole."""
+def _flock(descriptor: int, how: int) -> bool:
     try:
         fcntl.flock(descriptor, how)
     except BlockingIOError:
         return False
     except OSError:
-        return None
+        pass  # a file system without locks: files still appear whole
     return True
 
 

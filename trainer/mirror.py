@@ -67,7 +67,6 @@ class Mirror:
         self._entry = os.path.dirname(self.folder)
         self._writer = uuid.uuid4().hex
         self._run = ""
-        self._listed: dict[str, remote.Object] = {}  # the bucket, when it was fetched
         # By name: stamp and sha256 of the file that was copied; None for one of another process.
         self._copied: dict[str, tuple[_Stamp, str] | None] = {}
         self._trouble = self._lost = ""
@@ -91,22 +90,14 @@ class Mirror:
         """Copies what changes in the folder while the block runs, and at its end all that is left.
 
         Raises:
-            UserError: the bucket cannot be written at the start, another training has changed it
-                since it was fetched, or it is away at the end.
+            UserError: the bucket cannot be written at the start, or is away at the end.
         """
         if not self._bucket:
             yield
             return
         mark = {"run": self._run, "writer": self._writer, "host": socket.gethostname()}
         self._bucket.write(MARK, json.dumps(mark).encode())
-        # From now on no other training writes there; one may have since the run was fetched.
-        if _without_mark(self._bucket.objects()) != self._listed:
-            raise UserError(
-                f"{self._bucket.named}: another training copied to it while this one started, and"
-                " stops now. Start the same command again: it goes on from there."
-            )
-        with remote.cache_errors(self._entry):
-            self._remember()
+        self._remember()
         thread = threading.Thread(target=self._keep_up, name="mirror", daemon=True)
         thread.start()
         try:
@@ -129,7 +120,6 @@ class Mirror:
         """
         assert self._bucket
         objects = self._bucket.objects()
-        self._listed = _without_mark(objects)
         mark = _parse(self._bucket.read(MARK)) if MARK in objects else {}
         known = self._recall()
         self._run = mark.get("run", "")
@@ -167,7 +157,8 @@ class Mirror:
                 print(f"another run was in the cache; it is in {aside} now")
             else:
                 shutil.rmtree(aside)
-        remote.fetch_all(self._bucket, self.folder, _without_mark(objects))
+        objects = {name: found for name, found in objects.items() if name != MARK}
+        remote.fetch_all(self._bucket, self.folder, objects)
         self._copied = {
             name: (stamp, _sha256(os.path.join(self.folder, name)))
             for name, stamp in remote.files(self.folder).items()
@@ -219,8 +210,8 @@ class Mirror:
             gone = sorted(self._copied.keys() - there, key=lambda name: "index" not in name)
             if not changed and not gone:
                 return
+            bucket = self._writable()
             for name in sorted(changed, key=_order):
-                bucket = self._writable()
                 path = os.path.join(staged, name)
                 digest, before = _sha256(path), self._copied.get(name)
                 # A run that goes on may save again what is there, with the same bits.
@@ -232,7 +223,7 @@ class Mirror:
                     bucket.upload(path, name)
                 self._copied[name] = changed[name], digest
             for name in gone:
-                self._writable().delete(name)
+                bucket.delete(name)
                 del self._copied[name]
             self._remember()
         finally:
@@ -317,10 +308,6 @@ class Mirror:
         return {}
 
 
-def _without_mark(objects: dict[str, remote.Object]) -> dict[str, remote.Object]:
-    return {name: found for name, found in objects.items() if name != MARK}
-
-
 def _parse(mark: bytes) -> dict[str, str]:
     """Returns what a mark says; nothing where somebody has damaged it."""
     with contextlib.suppress(ValueError):
@@ -356,15 +343,14 @@ def opened(path: str, cache: str | None, *, chief: bool = True) -> Iterator[Mirr
         return
     mirror = Mirror(path, cache)
     with remote.locked(os.path.dirname(mirror.folder)) as free:
-        if free is False:
+        if not free:
             raise UserError(
                 f"another training is at work on {path} on this machine. Wait for it, or name"
                 " another --run."
             )
         for attempt in range(5, 0, -1):
             try:
-                with remote.cache_errors(os.path.dirname(mirror.folder)):
-                    mirror.fetch()
+                mirror.fetch()
                 break
             except FileNotFoundError:  # a training elsewhere replaced a checkpoint meanwhile
                 if attempt == 1:
@@ -399,15 +385,10 @@ def _whole_checkpoints(folder: str, part: str) -> dict[str, _Stamp]:
 
 
 def _order(name: str) -> tuple[int, int, str]:
-    """Returns the place of a file in the order of copying.
-
-    A bucket without the config is no run, and must hold nothing that is refused as other things.
-    """
-    first, folders = ("data.json", remote.RUN_FILE), (run_dir.BEST, run_dir.LAST)
+    """Returns the place of a file in the order of copying."""
+    folders = (run_dir.BEST, run_dir.LAST)
     folder = name.partition("/")[0]
-    place = first.index(name) if name in first else len(first)
-    if folder in folders:
-        place = len(first) + 1 + folders.index(folder)
+    place = folders.index(folder) + 2 if folder in folders else name == remote.RUN_FILE
     kind = 2 if name.endswith("/checkpoint") else name.endswith(".index")
     return place, kind, name
 

@@ -1,7 +1,6 @@
 """What is fetched from buckets: whole, checked, once, and with a word on what is wrong."""
 
 import errno
-import fcntl
 import functools
 import http.server
 import os
@@ -193,72 +192,11 @@ def test_what_could_not_be_copied_back_is_kept_apart(bucket, tmp_path, monkeypat
                 pass
     kept = str(error.value).removesuffix(".").rpartition(" ")[2]
     assert sorted(os.listdir(kept)) == ["config.json", "report.html"]
-    # Not where the cache makes room.
-    assert os.path.dirname(kept) == str(tmp_path / "kept")
     # Made once more, it is new to the cache, and copied.
     folder = remote.model(run, "run", str(tmp_path))
     with remote.copied_back(run, folder, "run"), open(f"{folder}/report.html", "w"):
         pass
     assert bucket.exists("/box/runs/cars/report.html")
-
-
-@pytest.mark.parametrize("moment", ["block", "upload"])
-def test_ctrl_c_leaves_nothing_that_passes_for_what_the_bucket_holds(
-    bucket, tmp_path, monkeypatch, capsys, moment
-):
-    run = "memory://box/runs/cars"
-    bucket.pipe_file("/box/runs/cars/config.json", b"{}")
-    folder = remote.model(run, "run", str(tmp_path))
-
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    def report() -> None:
-        with remote.copied_back(run, folder, "run"), open(f"{folder}/report.html", "w"):
-            if moment == "block":
-                interrupt()
-
-    with monkeypatch.context() as away:
-        away.setattr(type(bucket), "put_file", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            report()
-    kept = capsys.readouterr().out.rpartition("the results so far are in ")[2].strip()
-    assert os.listdir(tmp_path / "kept") == [os.path.basename(kept)]
-    assert os.listdir(remote.model(run, "run", str(tmp_path))) == ["config.json"]
-
-
-def test_a_block_that_fails_before_it_changes_anything_keeps_the_copy(bucket, tmp_path):
-    run = "memory://box/runs/cars"
-    bucket.pipe_file("/box/runs/cars/config.json", b"{}")
-    folder = remote.model(run, "run", str(tmp_path))
-    with pytest.raises(UserError, match=r"^nothing to do$"), remote.copied_back(run, folder, "run"):
-        raise UserError("nothing to do")
-    assert os.listdir(folder) == ["config.json"]
-
-
-def test_without_locks_nothing_is_removed_that_others_may_read(bucket, cars, tmp_path, monkeypatch):
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    cache = str(tmp_path / "cache")
-    entry = tmp_path / "cache" / "datasets" / "0123456789abcdef"
-    (entry / "others").mkdir(parents=True)
-    lock = entry.with_name(f"{entry.name}.lock")
-    lock.touch()
-    os.utime(lock, (1, 1))
-    with monkeypatch.context() as none:
-        none.setattr(fcntl, "flock", refuse)
-        assert contents(remote.dataset(CARS, "data", cache)) == cars
-        assert entry.is_dir()
-    bucket.pipe_file("/box/runs/cars/config.json", b"{}")
-    remote.model("memory://box/runs/cars", "run", cache)
-    assert not entry.exists()
-
-
-@pytest.mark.parametrize("cache", ["/proc/nope", "/dev/null/x"])
-def test_a_cache_that_cannot_be_written_is_said(bucket, cars, cache):
-    with pytest.raises(UserError, match=rf"the cache {cache}/datasets/\w+ cannot be written: "):
-        remote.dataset(CARS, "data", cache)
 
 
 def test_a_data_set_is_here_when_it_was_fetched(bucket, cars, tmp_path):

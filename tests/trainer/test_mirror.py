@@ -149,60 +149,6 @@ def test_wherever_the_copying_ends_the_bucket_holds_a_whole_run(bucket, tmp_path
     assert allowed >= 6
 
 
-def test_a_first_copy_that_ends_anywhere_is_gone_on_with(bucket, tmp_path, monkeypatch):
-    really, allowed, complete = remote.Folder.upload, 0, False
-    monkeypatch.setattr(remote, "PATIENCE", 0)
-    while not complete:
-        bucket.store.clear()
-        left, complete = allowed, True
-
-        def upload(self, *args):
-            nonlocal left, complete
-            left -= 1
-            if left < 0:
-                complete = False
-                raise UserError("the server is gone.")
-            really(self, *args)
-
-        cache = tmp_path / str(allowed)
-        with monkeypatch.context() as patch, contextlib.suppress(UserError):
-            patch.setattr(remote.Folder, "upload", upload)
-            trained(cache, 3)
-        folder = trained(cache, 5)  # the same command, on the same machine
-        found = objects()
-        del found[mirror.MARK]
-        assert found == own(folder)
-        allowed += 1
-    assert allowed >= 8
-
-
-def test_what_another_training_copied_while_this_one_started_is_not_mixed_with_it(bucket, tmp_path):
-    trained(tmp_path / "one", 5)
-    with mirror.opened(RUN, str(tmp_path / "two")) as second:
-        trained(tmp_path / "one", 10)
-        refused = r"copied to it while .* Start the same command again"
-        with pytest.raises(UserError, match=refused), second.kept_up():
-            pass
-    assert steps_of(objects("last/")) == {8, 10}
-    with mirror.opened(RUN, str(tmp_path / "two")) as second, second.kept_up():
-        assert steps_of(own(second.folder)) == {8, 10}
-
-
-def test_what_a_killed_fetch_left_goes_with_the_next_one(tmp_path):
-    trained(tmp_path / "one", 5)
-    place = remote.run_place(str(tmp_path / "two"), RUN)
-    os.makedirs(f"{place}.0123.partial/last")
-    with mirror.opened(RUN, str(tmp_path / "two")) as second:
-        assert os.listdir(os.path.dirname(second.folder)) == [os.path.basename(second.folder)]
-
-
-def test_a_cache_that_cannot_be_written_is_said(tmp_path):
-    with pytest.raises(
-        UserError, match=r"the cache /proc/nope/runs/\w+ cannot be written: No such"
-    ):
-        trained("/proc/nope", 3)
-
-
 def test_while_checkpoints_replace_each_other_the_bucket_always_holds_a_whole_run(
     tmp_path, monkeypatch
 ):

@@ -36,7 +36,8 @@ MARK = ".mirror.json"
 
 _SECONDS = 2.0  # between two looks at what has changed
 _CHECKPOINT = re.compile(r"step-(\d+)\.(index|data-\d+-of-\d+)$")
-_BEGUN = frozenset({MARK, "data.json"})  # what a start leaves that was killed early
+_DATA_FILE = "data.json"
+_BEGUN = frozenset({MARK, _DATA_FILE})  # what a start leaves that was killed early
 
 _Stamp = tuple[int, int]
 
@@ -139,7 +140,13 @@ class Mirror:
         here, there = _newest_step(remote.files(self.folder)), _newest_step(objects)
         same_run = bool(mark) and known.get("run") == mark["run"]
         if same_run and known["writer"] == mark["writer"] and here >= there:
-            self._copied = known["copied"]
+            # A copy that was cut short wrote and deleted what nothing here remembers.
+            copied = known["copied"]
+            self._copied = {
+                name: copied.get(name)
+                for name in objects
+                if name in copied or _is_of_checkpoint(name)
+            }
             return
         if same_run and here > there:
             print(f"{self.folder} is at step {here}, {self._bucket.url} at {there}: going on here")
@@ -385,10 +392,16 @@ def _whole_checkpoints(folder: str, part: str) -> dict[str, _Stamp]:
 
 
 def _order(name: str) -> tuple[int, int, str]:
-    """Returns the place of a file in the order of copying."""
-    folders = (run_dir.BEST, run_dir.LAST)
+    """Returns the place of a file in the order of copying.
+
+    First what makes it a run: a first copy that is cut short leaves what a start goes on from.
+    """
+    first, last = (_DATA_FILE, remote.RUN_FILE), (run_dir.BEST, run_dir.LAST)
     folder = name.partition("/")[0]
-    place = folders.index(folder) + 2 if folder in folders else name == remote.RUN_FILE
+    if name in first:
+        place = first.index(name)
+    else:
+        place = len(first) + (last.index(folder) + 1 if folder in last else 0)
     kind = 2 if name.endswith("/checkpoint") else name.endswith(".index")
     return place, kind, name
 

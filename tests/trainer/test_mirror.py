@@ -149,6 +149,59 @@ def test_wherever_the_copying_ends_the_bucket_holds_a_whole_run(bucket, tmp_path
     assert allowed >= 6
 
 
+@pytest.mark.parametrize("machine", ["the same machine", "another machine"])
+def test_wherever_a_first_copy_ends_the_same_command_goes_on(
+    bucket, tmp_path, monkeypatch, machine
+):
+    really, allowed, cut = remote.Folder.upload, 0, True
+    monkeypatch.setattr(remote, "PATIENCE", 0)
+    while cut:
+        bucket.store.clear()
+        left, cut, cache = allowed, False, tmp_path / str(allowed)
+
+        def upload(self, *args):
+            nonlocal left, cut
+            left -= 1
+            if left < 0:
+                cut = True
+                raise UserError("the server is gone.")
+            really(self, *args)
+
+        with monkeypatch.context() as patch, contextlib.suppress(UserError):
+            patch.setattr(remote.Folder, "upload", upload)
+            trained(cache, 8)
+        assert len(objects()) == allowed + 1
+        folder = trained(cache if machine == "the same machine" else tmp_path / f"{allowed}b", 10)
+        found = objects()
+        del found[mirror.MARK]
+        assert found == own(folder)
+        allowed += cut
+    assert allowed == 12
+
+
+def test_a_copy_that_was_cut_short_leaves_nothing_behind(bucket, tmp_path, monkeypatch):
+    really = remote.Folder.upload
+
+    def upload(self, path, name):
+        if name == "last/checkpoint":
+            raise UserError("the server is gone.")
+        really(self, path, name)
+
+    with monkeypatch.context() as patch, contextlib.suppress(UserError):
+        patch.setattr(remote, "PATIENCE", 0)
+        patch.setattr(remote.Folder, "upload", upload)
+        trained(tmp_path, 5)
+    assert steps_of(objects("last/")) == {3, 5}
+    folder = trained(tmp_path, 10)
+    assert steps_of(objects("last/")) == {8, 10}
+    # Before a checkpoint is copied that was saved anew, its index is deleted.
+    bucket.rm_file("/box/runs/cars/last/step-10.index")
+    trained(tmp_path, 10)
+    found = objects()
+    del found[mirror.MARK]
+    assert found == own(folder)
+
+
 def test_while_checkpoints_replace_each_other_the_bucket_always_holds_a_whole_run(
     tmp_path, monkeypatch
 ):

@@ -66,8 +66,10 @@ class Mirror:
         self.folder = remote.run_place(cache, path)
         self._bucket = remote.Folder(path.rstrip("/"), "run")
         self._entry = os.path.dirname(self.folder)
-        self._writer = uuid.uuid4().hex
+        self._writer = ""  # this process, once it has said so in the bucket
         self._run = ""
+        # What `fetch` listed, until it is sure that nobody has written since.
+        self._listed: dict[str, remote.Object] | None = None
         # By name: stamp and sha256 of the file that was copied; None for one of another process.
         self._copied: dict[str, tuple[_Stamp, str] | None] = {}
         self._trouble = self._lost = ""
@@ -91,13 +93,17 @@ class Mirror:
         """Copies what changes in the folder while the block runs, and at its end all that is left.
 
         Raises:
-            UserError: the bucket cannot be written at the start, or is away at the end.
+            UserError: the bucket cannot be written at the start, or is away at the end; or another
+                training copied to it after `fetch`.
         """
         if not self._bucket:
             yield
             return
-        mark = {"run": self._run, "writer": self._writer, "host": socket.gethostname()}
+        writer = uuid.uuid4().hex
+        mark = {"run": self._run, "writer": writer, "host": socket.gethostname()}
         self._bucket.write(MARK, json.dumps(mark).encode())
+        self._require_as_fetched()
+        self._writer = writer
         self._remember()
         thread = threading.Thread(target=self._keep_up, name="mirror", daemon=True)
         thread.start()
@@ -120,7 +126,7 @@ class Mirror:
             UserError: the bucket cannot be read, holds something else, or lost the run.
         """
         assert self._bucket
-        objects = self._bucket.objects()
+        self._listed = objects = self._bucket.objects()
         mark = _parse(self._bucket.read(MARK)) if MARK in objects else {}
         known = self._recall()
         self._run = mark.get("run", "")
@@ -170,6 +176,21 @@ class Mirror:
             name: (stamp, _sha256(os.path.join(self.folder, name)))
             for name, stamp in remote.files(self.folder).items()
         }
+        self._remember()
+
+    def _require_as_fetched(self) -> None:
+        """Checks that nobody has copied to the bucket since `fetch`.
+
+        Raises:
+            _TakenOverError: somebody has: with what is here it would be a mixture of two runs.
+        """
+        assert self._bucket and self._listed is not None
+        now = self._bucket.objects()
+        if {**now, MARK: None} != {**self._listed, MARK: None}:
+            raise _TakenOverError(
+                f"{self._bucket.named}: another training copied to it while this one started."
+                " It stops now: start the same command again."
+            )
 
     def _finish(self, thread: threading.Thread) -> str:
         """Waits until all is copied, and returns what is wrong, if anything."""
@@ -217,7 +238,16 @@ class Mirror:
             gone = sorted(self._copied.keys() - there, key=lambda name: "index" not in name)
             if not changed and not gone:
                 return
-            bucket = self._writable()
+            if self._listed is not None:
+                # The other training may have been about to change one more file.
+                self._writable()
+                try:
+                    self._require_as_fetched()
+                except _TakenOverError:
+                    self._writer = ""  # so the next start does not take it for what it copied
+                    self._remember()
+                    raise
+                self._listed = None
             for name in sorted(changed, key=_order):
                 path = os.path.join(staged, name)
                 digest, before = _sha256(path), self._copied.get(name)
@@ -225,12 +255,12 @@ class Mirror:
                 if before is None or before[1] != digest:
                     index = re.sub(r"\.data-.*", ".index", name)
                     if index != name and index in self._copied:
-                        bucket.delete(index)
+                        self._writable().delete(index)
                         del self._copied[index]
-                    bucket.upload(path, name)
+                    self._writable().upload(path, name)
                 self._copied[name] = changed[name], digest
             for name in gone:
-                bucket.delete(name)
+                self._writable().delete(name)
                 del self._copied[name]
             self._remember()
         finally:
@@ -277,7 +307,7 @@ class Mirror:
         return copied is None or copied[0] != stamp
 
     def _writable(self) -> remote.Folder:
-        """Returns the bucket.
+        """Returns the bucket; asked before each change, for another process may start any time.
 
         Raises:
             _TakenOverError: it is no longer this process's to write.
@@ -324,7 +354,7 @@ def _parse(mark: bytes) -> dict[str, str]:
     return {}
 
 
-class _TakenOverError(Exception):
+class _TakenOverError(UserError):
     """Another process writes the run in the bucket."""
 
 

@@ -268,6 +268,71 @@ def test_the_training_that_started_last_writes_and_the_other_one_stops(tmp_path,
         assert steps_of(own(second.folder)) == {8, 10}
 
 
+@pytest.mark.parametrize("known", ["nothing", "an earlier moment", "all"])
+def test_a_run_that_another_training_copied_to_while_this_one_started_is_not_mixed_with_it(
+    tmp_path, capsys, known
+):
+    trained(tmp_path / "one", 8)
+    if known != "nothing":
+        trained(tmp_path / "two", 8)
+    if known == "an earlier moment":
+        trained(tmp_path / "one", 8)
+    meanwhile = pytest.raises(UserError, match="another training copied to it while this one")
+    with mirror.opened(RUN, str(tmp_path / "two")) as second:
+        trained(tmp_path / "one", 10)
+        with meanwhile, second.kept_up():
+            train(second.folder, 10)
+    capsys.readouterr()
+    folder = trained(tmp_path / "two", 10)
+    assert "another run was in the cache" not in capsys.readouterr().out
+    found = objects()
+    del found[mirror.MARK]
+    assert found == own(folder)
+
+
+def test_what_another_training_was_about_to_copy_is_not_mixed_with_the_run(bucket, tmp_path):
+    trained(tmp_path / "one", 8)
+    before = objects("best/")
+    old = [f"/box/runs/cars/best/step-3.{kind}" for kind in ("data-00000-of-00001", "index")]
+    for path in old:
+        bucket.pipe_file(path, b"of 3")
+
+    def late() -> None:
+        with mirror.opened(RUN, str(tmp_path / "two")) as mirrored, mirrored.kept_up():
+            bucket.rm_file(old[1])
+            train(mirrored.folder, 8)
+
+    with pytest.raises(UserError, match="another training copied to it while this one started"):
+        late()
+    assert steps_of(objects("best/")) == {5}
+    trained(tmp_path / "two", 8)
+    assert objects("best/") == before
+
+
+def test_a_training_that_is_overtaken_in_the_midst_of_copying_changes_no_further_file(
+    tmp_path, monkeypatch
+):
+    really, changes = {name: getattr(remote.Folder, name) for name in ("upload", "delete")}, []
+    with mirror.opened(RUN, str(tmp_path / "two")) as second, contextlib.ExitStack() as held:
+
+        def changed(how: str):
+            def call(self, *args):
+                changes.append(args[-1])
+                really[how](self, *args)
+                if len(changes) == 1:
+                    second.fetch()
+                    held.enter_context(second.kept_up())
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in really:
+                patch.setattr(remote.Folder, name, changed(name))
+            with pytest.raises(UserError, match="writes there now, so this training stops"):
+                trained(tmp_path / "one", 10)
+        assert changes == ["data.json"]
+
+
 @pytest.mark.parametrize("damaged", [b"", b"{", b"[]", b"{}"])
 def test_a_damaged_mark_costs_nothing(bucket, tmp_path, damaged):
     trained(tmp_path / "one", 8)

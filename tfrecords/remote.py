@@ -59,6 +59,10 @@ _datasets: dict[str, str] = {}  # by address: the local folder, of those fetched
 _locks: dict[str, int] = {}  # by path: descriptors of what this process holds
 
 
+class NoObjectError(FileNotFoundError):
+    """An object that is not in its bucket; `filename` is its name in the folder."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Object:
     """An object of a bucket: its size in bytes, and what changes when its content does."""
@@ -108,7 +112,7 @@ def dataset(path: str, flag: str = "", cache: str | None = None) -> str:
     bucket = Folder(path, flag)
     try:
         text = bucket.read(manifest.FILE_NAME)
-    except FileNotFoundError:
+    except NoObjectError:
         raise UserError(
             f"{bucket.named}: there is no data set, {manifest.FILE_NAME} is missing there. Make one"
             " with `python -m preprocess.run --output=…`, or correct the address."
@@ -136,7 +140,7 @@ def dataset(path: str, flag: str = "", cache: str | None = None) -> str:
         digests = {file: shard.sha256 for file, shard in wanted.items()}
         try:
             _fetch(bucket, folder, sizes, digests)
-        except FileNotFoundError as error:
+        except NoObjectError as error:
             raise UserError(
                 f"{bucket.named}: {error.filename} is missing there, which {manifest.FILE_NAME}"
                 " names. Copy it there again, or run `python -m preprocess.run --overwrite`."
@@ -189,7 +193,7 @@ def model(path: str, flag: str = "", cache: str | None = None) -> str:
         else:
             objects = {}
     for _ in range(5):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(NoObjectError):
             return os.path.join(_snapshot(bucket, objects, cache), file).rstrip(os.sep)
         # A training replaced a checkpoint since the listing.
         objects = bucket.objects()
@@ -201,7 +205,7 @@ def _snapshot(bucket: "Folder", objects: dict[str, Object], cache: str | None) -
 
     Raises:
         UserError: it is neither, or it cannot be fetched.
-        FileNotFoundError: an object is no longer there.
+        NoObjectError: an object is no longer there.
     """
     if RUN_FILE in objects:
         objects = {
@@ -255,8 +259,8 @@ class Folder:
     """A folder in a bucket.
 
     Its methods ask a server that does not answer again, for `patience` seconds, and then raise
-    `UserError`; so they do where access is refused. They raise `FileNotFoundError` for an object
-    that is not there.
+    `UserError`; so they do where access is refused. They raise `NoObjectError` for an object that
+    is not there.
 
     Attributes:
         url: such as `gs://bucket/folder`.
@@ -278,7 +282,7 @@ class Folder:
         system, root = self._open()
         try:
             found = self._ask(lambda: system.find(root, detail=True), "")
-        except FileNotFoundError:  # not even the bucket is there
+        except NoObjectError:  # not even the bucket is there
             return {}
         objects: dict[str, Object] = {}
         for path, info in found.items():
@@ -315,7 +319,7 @@ class Folder:
     def delete(self, name: str) -> None:
         """Deletes an object, if it is there."""
         system, root = self._open()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(NoObjectError):
             self._ask(lambda: system.rm_file(f"{root}/{name}"), name)
 
     def download(
@@ -397,7 +401,7 @@ class Folder:
     def _put(self, call: Callable[[], object], name: str) -> None:
         try:
             self._ask(call, name)
-        except FileNotFoundError:
+        except NoObjectError:
             raise UserError(
                 f"{self.named}: there is no such bucket. Make it, or correct the address."
             ) from None
@@ -408,7 +412,7 @@ class Folder:
             try:
                 return call()
             except FileNotFoundError:
-                raise FileNotFoundError(2, "no such object", name) from None
+                raise NoObjectError(errno.ENOENT, "no such object", name) from None
             except Exception as error:  # each library has its own
                 if isinstance(error, OSError) and error.errno in _DISK_FULL:
                     raise
@@ -455,6 +459,24 @@ def run_place(cache: str | None, url: str) -> str:
 
 
 @contextlib.contextmanager
+def writing(entry: str) -> Iterator[None]:
+    """Says what to do where the block cannot write an entry of the cache.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        yield
+    except NoObjectError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"the cache {entry} cannot be written: {error.strerror or error}. Free some space, or"
+            " let --data_cache (or XDG_CACHE_HOME) name another folder."
+        ) from None
+
+
+@contextlib.contextmanager
 def locked(entry: str) -> Iterator[bool]:
     """Locks an entry of the cache while the block runs; gives False where others hold it.
 
@@ -473,7 +495,7 @@ def fetch_all(bucket: Folder, folder: str, objects: Mapping[str, Object]) -> Non
 
     Raises:
         UserError: they cannot be read, or do not fit on the disk.
-        FileNotFoundError: one is no longer there.
+        NoObjectError: one is no longer there.
     """
     partial = f"{folder}.{uuid.uuid4().hex}.partial"
     try:
@@ -492,7 +514,7 @@ def _hold(folder: str, is_whole: Callable[[], bool], fetch: Callable[[], None]) 
     """Locks an entry of the cache for this process, and fetches it where it is not whole."""
     entry = os.path.dirname(folder)
     path = f"{entry}.lock"
-    try:
+    with writing(entry):
         os.makedirs(os.path.dirname(entry), exist_ok=True)
         if path not in _locks:
             _locks[path] = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -509,13 +531,6 @@ def _hold(folder: str, is_whole: Callable[[], bool], fetch: Callable[[], None]) 
                 _remove_partial(entry)
                 fetch()
                 print(f"fetched to {folder}", flush=True)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise UserError(
-            f"the cache {entry} cannot be written: {error.strerror}. Free some space, or let"
-            " --data_cache (or XDG_CACHE_HOME) name another folder."
-        ) from None
 
 
 def _flock(descriptor: int, how: int) -> bool:

@@ -93,7 +93,7 @@ class Mirror:
         """Copies what changes in the folder while the block runs, and at its end all that is left.
 
         Raises:
-            UserError: the bucket cannot be written at the start, or is away at the end; or another
+            UserError: bucket or cache cannot be written at the start, or the bucket is away at the end; or another
                 training copied to it after `fetch`.
         """
         if not self._bucket:
@@ -104,7 +104,8 @@ class Mirror:
         self._bucket.write(MARK, json.dumps(mark).encode())
         self._require_as_fetched()
         self._writer = writer
-        self._remember()
+        with remote.writing(self._entry):
+            self._remember()
         thread = threading.Thread(target=self._keep_up, name="mirror", daemon=True)
         thread.start()
         try:
@@ -184,7 +185,8 @@ class Mirror:
         Raises:
             _TakenOverError: somebody has: with what is here it would be a mixture of two runs.
         """
-        assert self._bucket and self._listed is not None
+        assert self._bucket
+        assert self._listed is not None
         now = self._bucket.objects()
         if {**now, MARK: None} != {**self._listed, MARK: None}:
             raise _TakenOverError(
@@ -316,7 +318,7 @@ class Mirror:
         bucket = remote.Folder(self._bucket.url, self._bucket.flag, patience=0)
         try:
             mark = _parse(bucket.read(MARK))
-        except FileNotFoundError:
+        except remote.NoObjectError:
             mark = {"host": ""}
         if mark.get("writer") == self._writer:
             return bucket
@@ -369,7 +371,8 @@ def opened(path: str, cache: str | None, *, chief: bool = True) -> Iterator[Mirr
             get an empty folder of their own, for `workers.copy_from_chief`.
 
     Raises:
-        UserError: see `Mirror.fetch`; or this machine trains the run already.
+        UserError: see `Mirror.fetch`; or this machine trains the run already, or the cache cannot
+            be written.
     """
     if not remote.is_remote(path):
         yield Mirror(path, cache)
@@ -379,23 +382,29 @@ def opened(path: str, cache: str | None, *, chief: bool = True) -> Iterator[Mirr
             yield Mirror(folder, cache, is_shared=False)
         return
     mirror = Mirror(path, cache)
-    with remote.locked(os.path.dirname(mirror.folder)) as free:
-        if not free:
-            raise UserError(
-                f"another training is at work on {path} on this machine. Wait for it, or name"
-                " another --run."
-            )
-        for attempt in range(5, 0, -1):
-            try:
-                mirror.fetch()
-                break
-            except FileNotFoundError:  # a training elsewhere replaced a checkpoint meanwhile
-                if attempt == 1:
-                    raise UserError(
-                        f"--run={path}: it changes faster than it can be fetched: another training"
-                        " is at work there. Wait for it, or name another --run."
-                    ) from None
+    entry = os.path.dirname(mirror.folder)
+    with contextlib.ExitStack() as held:
+        with remote.writing(entry):
+            if not held.enter_context(remote.locked(entry)):
+                raise UserError(
+                    f"another training is at work on {path} on this machine. Wait for it, or name"
+                    " another --run."
+                )
+            _fetch(mirror, path)
         yield mirror
+
+
+def _fetch(mirror: Mirror, path: str) -> None:
+    for attempt in range(5, 0, -1):
+        try:
+            mirror.fetch()
+            break
+        except remote.NoObjectError:  # a training elsewhere replaced a checkpoint meanwhile
+            if attempt == 1:
+                raise UserError(
+                    f"--run={path}: it changes faster than it can be fetched: another training is"
+                    " at work there. Wait for it, or name another --run."
+                ) from None
 
 
 def _newest_step(names: Any) -> int:

@@ -177,6 +177,11 @@ def test_a_disk_that_becomes_full_is_not_taken_for_a_fault_of_the_server(
         remote.dataset(CARS, "data", str(tmp_path / "cache"))
 
 
+def test_a_cache_that_cannot_be_written_is_said(bucket, cars):
+    with pytest.raises(UserError, match=r"/proc/nope/datasets/.* cannot be written: No such file"):
+        remote.dataset(CARS, "data", "/proc/nope")
+
+
 def test_what_could_not_be_copied_back_is_kept_apart(bucket, tmp_path, monkeypatch):
     run = "memory://box/runs/cars"
     bucket.pipe_file("/box/runs/cars/config.json", b"{}")

@@ -5,11 +5,13 @@ in tests/test_buckets.py.
 """
 
 import contextlib
+import errno
 import os
 import re
 import time
 
 import fsspec
+import fsspec.implementations.memory
 import pytest
 
 from tfrecords import remote
@@ -372,3 +374,24 @@ def test_a_folder_with_other_things_is_no_run(bucket, tmp_path):
     with pytest.raises(UserError, match=f"--run={RUN} holds other things"):
         trained(tmp_path, 3)
     assert objects() == {"thesis.doc": b"x"}
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    trained(tmp_path / "one", 5)
+    (tmp_path / "file").write_text("")
+    for cache in ("/proc/nope", tmp_path / "file"):
+        with pytest.raises(UserError, match=f"{cache}/runs/.* cannot be written: .* --data_cache"):
+            trained(cache, 3)
+
+    def fill(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    said = pytest.raises(UserError, match=r"cannot be written: No space left .* --data_cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(fsspec.implementations.memory.MemoryFileSystem, "get_file", fill)
+        with said:
+            trained(tmp_path / "two", 8)
+    with mirror.opened(RUN, str(tmp_path / "one")) as mirrored, monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fill)
+        with said, mirrored.kept_up():
+            pass

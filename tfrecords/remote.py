@@ -9,11 +9,12 @@ find credentials and endpoints in the environment; it is imported for remote pat
     CACHE/datasets/KEY/NAME/    a data set; KEY is that of its manifest's bytes
           models/KEY/NAME/      a run (without what only training needs) or an export, as listed
           runs/KEY/NAME/        a run that is trained here; see `trainer.mirror`
+          kept/NAME-NUMBER/     a run with results that could not be copied to its bucket
 
 A file is whole, and fits its sha256 where one is known, before it gets its name. Processes that
 need the same entry wait for the one that fetches it, and hold it by a lock as long as they live.
 Data sets and models that no process holds are removed after 30 days without use, or when space is
-short, those unused for longest first. Runs are never removed.
+short, those unused for longest first. What is in `runs` and `kept` is never removed.
 """
 
 import contextlib
@@ -233,24 +234,29 @@ def copied_back(path: str, folder: str, flag: str) -> Iterator[None]:
         flag: that gave the path.
 
     Raises:
-        UserError: it cannot be copied; a folder beside it keeps it.
+        UserError: it cannot be copied; a folder of the cache keeps it.
     """
-    before = files(folder) if is_remote(path) else {}
-    yield
     if not is_remote(path):
+        yield
         return
-    bucket, now = Folder(path, flag), files(folder)
+    bucket, before = Folder(path, flag), files(folder)
     try:
+        yield
+        now = files(folder)
         for name in sorted(now):
             if before.get(name) != now[name]:
                 bucket.upload(os.path.join(folder, name), name)
         for name in sorted(before.keys() - now.keys()):
             bucket.delete(name)
-    except UserError as error:
+    except BaseException as error:
+        if files(folder) == before:
+            raise
         # The cache would take them for what is in the bucket, and never copy them.
-        kept = f"{folder}-{uuid.uuid4().hex[:8]}"
-        os.rename(folder, kept)
-        raise UserError(f"{error} The results are in {kept}.") from None
+        kept = _keep(folder)
+        if isinstance(error, UserError):
+            raise UserError(f"{error} The results are in {kept}.") from None
+        print(f"not copied to {bucket.url}: the results are in {kept}", flush=True)
+        raise
     print(f"copied to: {path.rstrip('/')}/")
 
 
@@ -503,6 +509,17 @@ def fetch_all(bucket: Folder, folder: str, objects: Mapping[str, Object]) -> Non
         os.rename(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _keep(folder: str) -> str:
+    """Moves a run out of what is removed from the cache, and returns where it is."""
+    entry, name = os.path.split(folder)
+    kept = os.path.join(os.path.dirname(os.path.dirname(entry)), "kept")
+    with writing(entry):
+        os.makedirs(kept, exist_ok=True)
+        kept = os.path.join(kept, f"{name}-{uuid.uuid4().hex[:8]}")
+        os.rename(folder, kept)
+    return kept
 
 
 def _place(cache: str | None, kind: str, key: str, url: str) -> str:

@@ -93,8 +93,8 @@ class Mirror:
         """Copies what changes in the folder while the block runs, and at its end all that is left.
 
         Raises:
-            UserError: bucket or cache cannot be written at the start, or the bucket is away at the end; or another
-                training copied to it after `fetch`.
+            UserError: bucket or cache cannot be written at the start, or the bucket is away at the
+                end; or another training copied to it after `fetch`.
         """
         if not self._bucket:
             yield

@@ -14,7 +14,8 @@ find credentials and endpoints in the environment; it is imported for remote pat
 A file is whole, and fits its sha256 where one is known, before it gets its name. Processes that
 need the same entry wait for the one that fetches it, and hold it by a lock as long as they live.
 Data sets and models that no process holds are removed after 30 days without use, or when space is
-short, those unused for longest first. What is in `runs` and `kept` is never removed.
+short, those unused for longest first; none are on a file system without locks. What is in `runs`
+and `kept` is never removed.
 """
 
 import contextlib
@@ -483,10 +484,10 @@ def writing(entry: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(entry: str) -> Iterator[bool]:
-    """Locks an entry of the cache while the block runs; gives False where others hold it.
+def locked(entry: str) -> Iterator[bool | None]:
+    """Locks an entry of the cache while the block runs.
 
-    A file system without locks gives True.
+    Gives False where others hold it; None where nobody knows: on a file system without locks.
     """
     os.makedirs(os.path.dirname(entry), exist_ok=True)
     descriptor = os.open(f"{entry}.lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -541,22 +542,25 @@ def _hold(folder: str, is_whole: Callable[[], bool], fetch: Callable[[], None]) 
             os.utime(path)
             if is_whole():
                 return
-            if not _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            is_mine = _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_mine is False:
                 print(f"waiting for another process that fetches {folder}", flush=True)
-                _flock(descriptor, fcntl.LOCK_EX)
+                is_mine = _flock(descriptor, fcntl.LOCK_EX)
             if not is_whole():
-                _remove_partial(entry)
+                if is_mine:
+                    _remove_partial(entry)
                 fetch()
                 print(f"fetched to {folder}", flush=True)
 
 
-def _flock(descriptor: int, how: int) -> bool:
+def _flock(descriptor: int, how: int) -> bool | None:
+    """Returns whether the lock was got; None for a file system without locks."""
     try:
         fcntl.flock(descriptor, how)
     except BlockingIOError:
         return False
     except OSError:
-        pass  # a file system without locks: files still appear whole
+        return None  # files still appear whole
     return True
 
 
@@ -614,8 +618,8 @@ def _make_room(root: str, needed: int, bucket: Folder) -> None:
         is_old = now - used > _UNUSED_DAYS * 86400
         if not is_old and shutil.disk_usage(root).free >= needed + _RESERVE:
             break
-        with locked(entry) as free_to_go:
-            if free_to_go:
+        with locked(entry) as is_free:
+            if is_free:
                 shutil.rmtree(entry, ignore_errors=True)
                 date = datetime.date.fromtimestamp(used)
                 print(f"removed from the cache: {entry}, last used on {date}", flush=True)

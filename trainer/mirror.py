@@ -385,7 +385,7 @@ def opened(path: str, cache: str | None, *, chief: bool = True) -> Iterator[Mirr
     entry = os.path.dirname(mirror.folder)
     with contextlib.ExitStack() as held:
         with remote.writing(entry):
-            if not held.enter_context(remote.locked(entry)):
+            if held.enter_context(remote.locked(entry)) is False:
                 raise UserError(
                     f"another training is at work on {path} on this machine. Wait for it, or name"
                     " another --run."

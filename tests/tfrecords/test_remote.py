@@ -1,6 +1,7 @@
 """What is fetched from buckets: whole, checked, once, and with a word on what is wrong."""
 
 import errno
+import fcntl
 import functools
 import http.server
 import os
@@ -161,6 +162,26 @@ def test_data_sets_unused_for_long_go_unless_a_process_holds_them(bucket, cars, 
     alive.communicate()
 
 
+def test_without_locks_nothing_is_removed_that_others_may_use(bucket, cars, tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for name in ("a", "b"):
+        bucket.pipe_file(f"/box/exports/{name}/carbox.json", b"{}")
+    first = remote.model("memory://box/exports/a", "model", str(tmp_path))
+    os.utime(os.path.dirname(first) + ".lock", (1, time.time() - 40 * 86400))
+    whole = remote.dataset(CARS, "data", str(tmp_path))
+    assert os.path.exists(first)
+    # Nor what another process is fetching at the moment.
+    os.remove(os.path.join(whole, TEST))
+    partial = os.path.join(whole, f"{SHARDS[0]}.0123.partial")
+    open(partial, "w").close()
+    remote.dataset(CARS, "data", str(tmp_path))
+    assert os.path.exists(partial)
+    assert os.path.exists(os.path.join(whole, TEST))
+
+
 def test_what_does_not_fit_on_the_disk_is_said_before_it_is_fetched(bucket, cars, tmp_path):
     text = cars[manifest.FILE_NAME].decode()
     size = f'"bytes": {len(cars[TEST])}'
@@ -220,7 +241,7 @@ def test_what_could_not_be_copied_back_is_kept(bucket, tmp_path, monkeypatch, ca
 def test_a_block_that_changed_nothing_leaves_the_copy_in_its_place(bucket, tmp_path):
     bucket.pipe_file("/box/runs/cars/config.json", b"{}")
     folder = remote.model("memory://box/runs/cars", "run", str(tmp_path))
-    with pytest.raises(UserError, match="^wrong$"):  # noqa: SIM117
+    with pytest.raises(UserError, match=r"^wrong$"):  # noqa: SIM117
         with remote.copied_back("memory://box/runs/cars", folder, "run"):
             raise UserError("wrong")
     assert os.listdir(folder) == ["config.json"]

@@ -6,6 +6,7 @@ in tests/test_buckets.py.
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import time
@@ -349,6 +350,15 @@ def test_two_trainings_of_a_run_on_one_machine(tmp_path):
     refused = pytest.raises(UserError, match="another training is at work on memory://box/runs/ca")
     with mirror.opened(RUN, str(tmp_path)), refused:
         trained(tmp_path, 3)
+
+
+def test_a_cache_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    trained(tmp_path, 3)
+    assert steps_of(objects("last/")) == {3}
 
 
 def test_a_run_that_was_deleted_in_the_bucket_is_not_put_there_again_unasked(bucket, tmp_path):

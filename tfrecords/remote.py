@@ -512,6 +512,20 @@ def fetch_all(bucket: Folder, folder: str, objects: Mapping[str, Object]) -> Non
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def remove_partial(entry: str) -> None:
+    """Removes what processes left of an entry that were killed while they fetched it.
+
+    To be called with the entry locked.
+    """
+    for parent, folders, names in os.walk(entry):
+        for name in [name for name in (*folders, *names) if name.endswith(".partial")]:
+            path = os.path.join(parent, name)
+            if os.path.isdir(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.remove(path)
+
+
 def _keep(folder: str) -> str:
     """Moves a run out of what is removed from the cache, and returns where it is."""
     entry, name = os.path.split(folder)
@@ -548,7 +562,7 @@ def _hold(folder: str, is_whole: Callable[[], bool], fetch: Callable[[], None]) 
                 is_mine = _flock(descriptor, fcntl.LOCK_EX)
             if not is_whole():
                 if is_mine:
-                    _remove_partial(entry)
+                    remove_partial(entry)
                 fetch()
                 print(f"fetched to {folder}", flush=True)
 
@@ -640,17 +654,6 @@ def _entries(root: str) -> Iterator[tuple[float, str]]:
                 if entry.is_dir():
                     with contextlib.suppress(FileNotFoundError):
                         yield os.stat(f"{entry.path}.lock").st_mtime, entry.path
-
-
-def _remove_partial(entry: str) -> None:
-    """Removes what processes left that were killed; to be called with the entry locked."""
-    for parent, folders, names in os.walk(entry):
-        for name in [name for name in (*folders, *names) if name.endswith(".partial")]:
-            path = os.path.join(parent, name)
-            if os.path.isdir(path):
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                os.remove(path)
 
 
 def _write(path: str, data: bytes) -> None:

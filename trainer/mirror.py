@@ -385,11 +385,14 @@ def opened(path: str, cache: str | None, *, chief: bool = True) -> Iterator[Mirr
     entry = os.path.dirname(mirror.folder)
     with contextlib.ExitStack() as held:
         with remote.writing(entry):
-            if held.enter_context(remote.locked(entry)) is False:
+            is_free = held.enter_context(remote.locked(entry))
+            if is_free is False:
                 raise UserError(
                     f"another training is at work on {path} on this machine. Wait for it, or name"
                     " another --run."
                 )
+            if is_free:
+                remote.remove_partial(entry)
             _fetch(mirror, path)
         yield mirror
 

@@ -352,6 +352,15 @@ def test_two_trainings_of_a_run_on_one_machine(tmp_path):
         trained(tmp_path, 3)
 
 
+def test_what_a_killed_fetch_left_of_a_run_is_removed(tmp_path):
+    folder = trained(tmp_path, 3)
+    left = f"{folder}.{'0123' * 8}.partial"
+    write(left, "last/step-3.index", "index")
+    trained(tmp_path, 5)
+    assert not os.path.exists(left)
+    assert steps_of(own(folder)) == {3, 5}
+
+
 def test_a_cache_without_locks_is_no_obstacle(tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -10,7 +10,8 @@ since the last checkpoint in the bucket are lost; on another one of its kind the
 the same bits.
 
 `.mirror.json` in the bucket says which run it is and which process writes it. The one that started
-last writes; one that was started earlier stops at its next copy.
+last writes; one that was started earlier stops at its next copy. If it copied while the later one
+started, the later one stops too, and goes on when it is started again.
 """
 
 import contextlib

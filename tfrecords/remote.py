@@ -9,11 +9,13 @@ find credentials and endpoints in the environment; it is imported for remote pat
     CACHE/datasets/KEY/NAME/    a data set; KEY is that of its manifest's bytes
           models/KEY/NAME/      a run (without what only training needs) or an export, as listed
           runs/KEY/NAME/        a run that is trained here; see `trainer.mirror`
+          kept/NAME-NUMBER/     a run with results that could not be copied to its bucket
 
 A file is whole, and fits its sha256 where one is known, before it gets its name. Processes that
 need the same entry wait for the one that fetches it, and hold it by a lock as long as they live.
 Data sets and models that no process holds are removed after 30 days without use, or when space is
-short, those unused for longest first. Runs are never removed.
+short, those unused for longest first; none are on a file system without locks. What is in `runs`
+and `kept` is never removed.
 """
 
 import contextlib
@@ -57,6 +59,10 @@ _T = TypeVar("_T")
 
 _datasets: dict[str, str] = {}  # by address: the local folder, of those fetched by this process
 _locks: dict[str, int] = {}  # by path: descriptors of what this process holds
+
+
+class NoObjectError(FileNotFoundError):
+    """An object that is not in its bucket; `filename` is its name in the folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +114,7 @@ def dataset(path: str, flag: str = "", cache: str | None = None) -> str:
     bucket = Folder(path, flag)
     try:
         text = bucket.read(manifest.FILE_NAME)
-    except FileNotFoundError:
+    except NoObjectError:
         raise UserError(
             f"{bucket.named}: there is no data set, {manifest.FILE_NAME} is missing there. Make one"
             " with `python -m preprocess.run --output=…`, or correct the address."
@@ -136,7 +142,7 @@ def dataset(path: str, flag: str = "", cache: str | None = None) -> str:
         digests = {file: shard.sha256 for file, shard in wanted.items()}
         try:
             _fetch(bucket, folder, sizes, digests)
-        except FileNotFoundError as error:
+        except NoObjectError as error:
             raise UserError(
                 f"{bucket.named}: {error.filename} is missing there, which {manifest.FILE_NAME}"
                 " names. Copy it there again, or run `python -m preprocess.run --overwrite`."
@@ -189,7 +195,7 @@ def model(path: str, flag: str = "", cache: str | None = None) -> str:
         else:
             objects = {}
     for _ in range(5):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(NoObjectError):
             return os.path.join(_snapshot(bucket, objects, cache), file).rstrip(os.sep)
         # A training replaced a checkpoint since the listing.
         objects = bucket.objects()
@@ -201,7 +207,7 @@ def _snapshot(bucket: "Folder", objects: dict[str, Object], cache: str | None) -
 
     Raises:
         UserError: it is neither, or it cannot be fetched.
-        FileNotFoundError: an object is no longer there.
+        NoObjectError: an object is no longer there.
     """
     if RUN_FILE in objects:
         objects = {
@@ -229,24 +235,29 @@ def copied_back(path: str, folder: str, flag: str) -> Iterator[None]:
         flag: that gave the path.
 
     Raises:
-        UserError: it cannot be copied; a folder beside it keeps it.
+        UserError: it cannot be copied; a folder of the cache keeps it.
     """
-    before = files(folder) if is_remote(path) else {}
-    yield
     if not is_remote(path):
+        yield
         return
-    bucket, now = Folder(path, flag), files(folder)
+    bucket, before = Folder(path, flag), files(folder)
     try:
+        yield
+        now = files(folder)
         for name in sorted(now):
             if before.get(name) != now[name]:
                 bucket.upload(os.path.join(folder, name), name)
         for name in sorted(before.keys() - now.keys()):
             bucket.delete(name)
-    except UserError as error:
+    except BaseException as error:
+        if files(folder) == before:
+            raise
         # The cache would take them for what is in the bucket, and never copy them.
-        kept = f"{folder}-{uuid.uuid4().hex[:8]}"
-        os.rename(folder, kept)
-        raise UserError(f"{error} The results are in {kept}.") from None
+        kept = _keep(folder)
+        if isinstance(error, UserError):
+            raise UserError(f"{error} The results are in {kept}.") from None
+        print(f"not copied to {bucket.url}: the results are in {kept}", flush=True)
+        raise
     print(f"copied to: {path.rstrip('/')}/")
 
 
@@ -255,8 +266,8 @@ class Folder:
     """A folder in a bucket.
 
     Its methods ask a server that does not answer again, for `patience` seconds, and then raise
-    `UserError`; so they do where access is refused. They raise `FileNotFoundError` for an object
-    that is not there.
+    `UserError`; so they do where access is refused. They raise `NoObjectError` for an object that
+    is not there.
 
     Attributes:
         url: such as `gs://bucket/folder`.
@@ -278,7 +289,7 @@ class Folder:
         system, root = self._open()
         try:
             found = self._ask(lambda: system.find(root, detail=True), "")
-        except FileNotFoundError:  # not even the bucket is there
+        except NoObjectError:  # not even the bucket is there
             return {}
         objects: dict[str, Object] = {}
         for path, info in found.items():
@@ -315,7 +326,7 @@ class Folder:
     def delete(self, name: str) -> None:
         """Deletes an object, if it is there."""
         system, root = self._open()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(NoObjectError):
             self._ask(lambda: system.rm_file(f"{root}/{name}"), name)
 
     def download(
@@ -397,7 +408,7 @@ class Folder:
     def _put(self, call: Callable[[], object], name: str) -> None:
         try:
             self._ask(call, name)
-        except FileNotFoundError:
+        except NoObjectError:
             raise UserError(
                 f"{self.named}: there is no such bucket. Make it, or correct the address."
             ) from None
@@ -408,7 +419,7 @@ class Folder:
             try:
                 return call()
             except FileNotFoundError:
-                raise FileNotFoundError(2, "no such object", name) from None
+                raise NoObjectError(errno.ENOENT, "no such object", name) from None
             except Exception as error:  # each library has its own
                 if isinstance(error, OSError) and error.errno in _DISK_FULL:
                     raise
@@ -455,10 +466,28 @@ def run_place(cache: str | None, url: str) -> str:
 
 
 @contextlib.contextmanager
-def locked(entry: str) -> Iterator[bool]:
-    """Locks an entry of the cache while the block runs; gives False where others hold it.
+def writing(entry: str) -> Iterator[None]:
+    """Says what to do where the block cannot write an entry of the cache.
 
-    A file system without locks gives True.
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        yield
+    except NoObjectError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"the cache {entry} cannot be written: {error.strerror or error}. Free some space, or"
+            " let --data_cache (or XDG_CACHE_HOME) name another folder."
+        ) from None
+
+
+@contextlib.contextmanager
+def locked(entry: str) -> Iterator[bool | None]:
+    """Locks an entry of the cache while the block runs.
+
+    Gives False where others hold it; None where nobody knows: on a file system without locks.
     """
     os.makedirs(os.path.dirname(entry), exist_ok=True)
     descriptor = os.open(f"{entry}.lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -473,7 +502,7 @@ def fetch_all(bucket: Folder, folder: str, objects: Mapping[str, Object]) -> Non
 
     Raises:
         UserError: they cannot be read, or do not fit on the disk.
-        FileNotFoundError: one is no longer there.
+        NoObjectError: one is no longer there.
     """
     partial = f"{folder}.{uuid.uuid4().hex}.partial"
     try:
@@ -481,6 +510,31 @@ def fetch_all(bucket: Folder, folder: str, objects: Mapping[str, Object]) -> Non
         os.rename(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_partial(entry: str) -> None:
+    """Removes what processes left of an entry that were killed while they fetched it.
+
+    To be called with the entry locked.
+    """
+    for parent, folders, names in os.walk(entry):
+        for name in [name for name in (*folders, *names) if name.endswith(".partial")]:
+            path = os.path.join(parent, name)
+            if os.path.isdir(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.remove(path)
+
+
+def _keep(folder: str) -> str:
+    """Moves a run out of what is removed from the cache, and returns where it is."""
+    entry, name = os.path.split(folder)
+    kept = os.path.join(os.path.dirname(os.path.dirname(entry)), "kept")
+    with writing(entry):
+        os.makedirs(kept, exist_ok=True)
+        kept = os.path.join(kept, f"{name}-{uuid.uuid4().hex[:8]}")
+        os.rename(folder, kept)
+    return kept
 
 
 def _place(cache: str | None, kind: str, key: str, url: str) -> str:
@@ -492,7 +546,7 @@ def _hold(folder: str, is_whole: Callable[[], bool], fetch: Callable[[], None]) 
     """Locks an entry of the cache for this process, and fetches it where it is not whole."""
     entry = os.path.dirname(folder)
     path = f"{entry}.lock"
-    try:
+    with writing(entry):
         os.makedirs(os.path.dirname(entry), exist_ok=True)
         if path not in _locks:
             _locks[path] = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -502,29 +556,25 @@ def _hold(folder: str, is_whole: Callable[[], bool], fetch: Callable[[], None]) 
             os.utime(path)
             if is_whole():
                 return
-            if not _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            is_mine = _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_mine is False:
                 print(f"waiting for another process that fetches {folder}", flush=True)
-                _flock(descriptor, fcntl.LOCK_EX)
+                is_mine = _flock(descriptor, fcntl.LOCK_EX)
             if not is_whole():
-                _remove_partial(entry)
+                if is_mine:
+                    remove_partial(entry)
                 fetch()
                 print(f"fetched to {folder}", flush=True)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise UserError(
-            f"the cache {entry} cannot be written: {error.strerror}. Free some space, or let"
-            " --data_cache (or XDG_CACHE_HOME) name another folder."
-        ) from None
 
 
-def _flock(descriptor: int, how: int) -> bool:
+def _flock(descriptor: int, how: int) -> bool | None:
+    """Returns whether the lock was got; None for a file system without locks."""
     try:
         fcntl.flock(descriptor, how)
     except BlockingIOError:
         return False
     except OSError:
-        pass  # a file system without locks: files still appear whole
+        return None  # files still appear whole
     return True
 
 
@@ -582,8 +632,8 @@ def _make_room(root: str, needed: int, bucket: Folder) -> None:
         is_old = now - used > _UNUSED_DAYS * 86400
         if not is_old and shutil.disk_usage(root).free >= needed + _RESERVE:
             break
-        with locked(entry) as free_to_go:
-            if free_to_go:
+        with locked(entry) as is_free:
+            if is_free:
                 shutil.rmtree(entry, ignore_errors=True)
                 date = datetime.date.fromtimestamp(used)
                 print(f"removed from the cache: {entry}, last used on {date}", flush=True)
@@ -604,17 +654,6 @@ def _entries(root: str) -> Iterator[tuple[float, str]]:
                 if entry.is_dir():
                     with contextlib.suppress(FileNotFoundError):
                         yield os.stat(f"{entry.path}.lock").st_mtime, entry.path
-
-
-def _remove_partial(entry: str) -> None:
-    """Removes what processes left that were killed; to be called with the entry locked."""
-    for parent, folders, names in os.walk(entry):
-        for name in [name for name in (*folders, *names) if name.endswith(".partial")]:
-            path = os.path.join(parent, name)
-            if os.path.isdir(path):
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                os.remove(path)
 
 
 def _write(path: str, data: bytes) -> None:

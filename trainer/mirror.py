@@ -10,7 +10,8 @@ since the last checkpoint in the bucket are lost; on another one of its kind the
 the same bits.
 
 `.mirror.json` in the bucket says which run it is and which process writes it. The one that started
-last writes; one that was started earlier stops at its next copy.
+last writes; one that was started earlier stops at its next copy. If it copied while the later one
+started, the later one stops too, and goes on when it is started again.
 """
 
 import contextlib
@@ -36,7 +37,8 @@ MARK = ".mirror.json"
 
 _SECONDS = 2.0  # between two looks at what has changed
 _CHECKPOINT = re.compile(r"step-(\d+)\.(index|data-\d+-of-\d+)$")
-_BEGUN = frozenset({MARK, "data.json"})  # what a start leaves that was killed early
+_DATA_FILE = "data.json"
+_BEGUN = frozenset({MARK, _DATA_FILE})  # what a start leaves that was killed early
 
 _Stamp = tuple[int, int]
 
@@ -65,8 +67,10 @@ class Mirror:
         self.folder = remote.run_place(cache, path)
         self._bucket = remote.Folder(path.rstrip("/"), "run")
         self._entry = os.path.dirname(self.folder)
-        self._writer = uuid.uuid4().hex
+        self._writer = ""  # this process, once it has said so in the bucket
         self._run = ""
+        # What `fetch` listed, until it is sure that nobody has written since.
+        self._listed: dict[str, remote.Object] | None = None
         # By name: stamp and sha256 of the file that was copied; None for one of another process.
         self._copied: dict[str, tuple[_Stamp, str] | None] = {}
         self._trouble = self._lost = ""
@@ -90,14 +94,19 @@ class Mirror:
         """Copies what changes in the folder while the block runs, and at its end all that is left.
 
         Raises:
-            UserError: the bucket cannot be written at the start, or is away at the end.
+            UserError: bucket or cache cannot be written at the start, or the bucket is away at the
+                end; or another training copied to it after `fetch`.
         """
         if not self._bucket:
             yield
             return
-        mark = {"run": self._run, "writer": self._writer, "host": socket.gethostname()}
+        writer = uuid.uuid4().hex
+        mark = {"run": self._run, "writer": writer, "host": socket.gethostname()}
         self._bucket.write(MARK, json.dumps(mark).encode())
-        self._remember()
+        self._require_as_fetched()
+        self._writer = writer
+        with remote.writing(self._entry):
+            self._remember()
         thread = threading.Thread(target=self._keep_up, name="mirror", daemon=True)
         thread.start()
         try:
@@ -119,7 +128,7 @@ class Mirror:
             UserError: the bucket cannot be read, holds something else, or lost the run.
         """
         assert self._bucket
-        objects = self._bucket.objects()
+        self._listed = objects = self._bucket.objects()
         mark = _parse(self._bucket.read(MARK)) if MARK in objects else {}
         known = self._recall()
         self._run = mark.get("run", "")
@@ -139,7 +148,13 @@ class Mirror:
         here, there = _newest_step(remote.files(self.folder)), _newest_step(objects)
         same_run = bool(mark) and known.get("run") == mark["run"]
         if same_run and known["writer"] == mark["writer"] and here >= there:
-            self._copied = known["copied"]
+            # A copy that was cut short wrote and deleted what nothing here remembers.
+            copied = known["copied"]
+            self._copied = {
+                name: copied.get(name)
+                for name in objects
+                if name in copied or _is_of_checkpoint(name)
+            }
             return
         if same_run and here > there:
             print(f"{self.folder} is at step {here}, {self._bucket.url} at {there}: going on here")
@@ -163,6 +178,22 @@ class Mirror:
             name: (stamp, _sha256(os.path.join(self.folder, name)))
             for name, stamp in remote.files(self.folder).items()
         }
+        self._remember()
+
+    def _require_as_fetched(self) -> None:
+        """Checks that nobody has copied to the bucket since `fetch`.
+
+        Raises:
+            _TakenOverError: somebody has: with what is here it would be a mixture of two runs.
+        """
+        assert self._bucket
+        assert self._listed is not None
+        now = self._bucket.objects()
+        if {**now, MARK: None} != {**self._listed, MARK: None}:
+            raise _TakenOverError(
+                f"{self._bucket.named}: another training copied to it while this one started."
+                " It stops now: start the same command again."
+            )
 
     def _finish(self, thread: threading.Thread) -> str:
         """Waits until all is copied, and returns what is wrong, if anything."""
@@ -210,7 +241,16 @@ class Mirror:
             gone = sorted(self._copied.keys() - there, key=lambda name: "index" not in name)
             if not changed and not gone:
                 return
-            bucket = self._writable()
+            if self._listed is not None:
+                # The other training may have been about to change one more file.
+                self._writable()
+                try:
+                    self._require_as_fetched()
+                except _TakenOverError:
+                    self._writer = ""  # so the next start does not take it for what it copied
+                    self._remember()
+                    raise
+                self._listed = None
             for name in sorted(changed, key=_order):
                 path = os.path.join(staged, name)
                 digest, before = _sha256(path), self._copied.get(name)
@@ -218,12 +258,12 @@ class Mirror:
                 if before is None or before[1] != digest:
                     index = re.sub(r"\.data-.*", ".index", name)
                     if index != name and index in self._copied:
-                        bucket.delete(index)
+                        self._writable().delete(index)
                         del self._copied[index]
-                    bucket.upload(path, name)
+                    self._writable().upload(path, name)
                 self._copied[name] = changed[name], digest
             for name in gone:
-                bucket.delete(name)
+                self._writable().delete(name)
                 del self._copied[name]
             self._remember()
         finally:
@@ -270,7 +310,7 @@ class Mirror:
         return copied is None or copied[0] != stamp
 
     def _writable(self) -> remote.Folder:
-        """Returns the bucket.
+        """Returns the bucket; asked before each change, for another process may start any time.
 
         Raises:
             _TakenOverError: it is no longer this process's to write.
@@ -279,7 +319,7 @@ class Mirror:
         bucket = remote.Folder(self._bucket.url, self._bucket.flag, patience=0)
         try:
             mark = _parse(bucket.read(MARK))
-        except FileNotFoundError:
+        except remote.NoObjectError:
             mark = {"host": ""}
         if mark.get("writer") == self._writer:
             return bucket
@@ -317,7 +357,7 @@ def _parse(mark: bytes) -> dict[str, str]:
     return {}
 
 
-class _TakenOverError(Exception):
+class _TakenOverError(UserError):
     """Another process writes the run in the bucket."""
 
 
@@ -332,7 +372,8 @@ def opened(path: str, cache: str | None, *, chief: bool = True) -> Iterator[Mirr
             get an empty folder of their own, for `workers.copy_from_chief`.
 
     Raises:
-        UserError: see `Mirror.fetch`; or this machine trains the run already.
+        UserError: see `Mirror.fetch`; or this machine trains the run already, or the cache cannot
+            be written.
     """
     if not remote.is_remote(path):
         yield Mirror(path, cache)
@@ -342,23 +383,32 @@ def opened(path: str, cache: str | None, *, chief: bool = True) -> Iterator[Mirr
             yield Mirror(folder, cache, is_shared=False)
         return
     mirror = Mirror(path, cache)
-    with remote.locked(os.path.dirname(mirror.folder)) as free:
-        if not free:
-            raise UserError(
-                f"another training is at work on {path} on this machine. Wait for it, or name"
-                " another --run."
-            )
-        for attempt in range(5, 0, -1):
-            try:
-                mirror.fetch()
-                break
-            except FileNotFoundError:  # a training elsewhere replaced a checkpoint meanwhile
-                if attempt == 1:
-                    raise UserError(
-                        f"--run={path}: it changes faster than it can be fetched: another training"
-                        " is at work there. Wait for it, or name another --run."
-                    ) from None
+    entry = os.path.dirname(mirror.folder)
+    with contextlib.ExitStack() as held:
+        with remote.writing(entry):
+            is_free = held.enter_context(remote.locked(entry))
+            if is_free is False:
+                raise UserError(
+                    f"another training is at work on {path} on this machine. Wait for it, or name"
+                    " another --run."
+                )
+            if is_free:
+                remote.remove_partial(entry)
+            _fetch(mirror, path)
         yield mirror
+
+
+def _fetch(mirror: Mirror, path: str) -> None:
+    for attempt in range(5, 0, -1):
+        try:
+            mirror.fetch()
+            break
+        except remote.NoObjectError:  # a training elsewhere replaced a checkpoint meanwhile
+            if attempt == 1:
+                raise UserError(
+                    f"--run={path}: it changes faster than it can be fetched: another training is"
+                    " at work there. Wait for it, or name another --run."
+                ) from None
 
 
 def _newest_step(names: Any) -> int:
@@ -385,10 +435,16 @@ def _whole_checkpoints(folder: str, part: str) -> dict[str, _Stamp]:
 
 
 def _order(name: str) -> tuple[int, int, str]:
-    """Returns the place of a file in the order of copying."""
-    folders = (run_dir.BEST, run_dir.LAST)
+    """Returns the place of a file in the order of copying.
+
+    First what makes it a run: a first copy that is cut short leaves what a start goes on from.
+    """
+    first, last = (_DATA_FILE, remote.RUN_FILE), (run_dir.BEST, run_dir.LAST)
     folder = name.partition("/")[0]
-    place = folders.index(folder) + 2 if folder in folders else name == remote.RUN_FILE
+    if name in first:
+        place = first.index(name)
+    else:
+        place = len(first) + (last.index(folder) + 1 if folder in last else 0)
     kind = 2 if name.endswith("/checkpoint") else name.endswith(".index")
     return place, kind, name
 

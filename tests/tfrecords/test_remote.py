@@ -1,9 +1,11 @@
 """What is fetched from buckets: whole, checked, once, and with a word on what is wrong."""
 
 import errno
+import fcntl
 import functools
 import http.server
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -149,10 +151,35 @@ def test_data_sets_unused_for_long_go_unless_a_process_holds_them(bucket, cars, 
     done.communicate()
     for folder in (unused, held):
         os.utime(os.path.dirname(folder) + ".lock", (1, time.time() - 40 * 86400))
+    kept = tmp_path / "cache" / "kept" / "cars-1" / "report.html"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    os.utime(kept.parent, (1, 1))
     remote.dataset(CARS, "data", cache)
     assert not os.path.exists(unused)
+    assert kept.exists()
     assert manifest.read(held).name == "tiny"
     alive.communicate()
+
+
+def test_without_locks_nothing_is_removed_that_others_may_use(bucket, cars, tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for name in ("a", "b"):
+        bucket.pipe_file(f"/box/exports/{name}/carbox.json", b"{}")
+    first = remote.model("memory://box/exports/a", "model", str(tmp_path))
+    os.utime(os.path.dirname(first) + ".lock", (1, time.time() - 40 * 86400))
+    whole = remote.dataset(CARS, "data", str(tmp_path))
+    assert os.path.exists(first)
+    # Nor what another process is fetching at the moment.
+    os.remove(os.path.join(whole, TEST))
+    partial = os.path.join(whole, f"{SHARDS[0]}.0123.partial")
+    open(partial, "w").close()
+    remote.dataset(CARS, "data", str(tmp_path))
+    assert os.path.exists(partial)
+    assert os.path.exists(os.path.join(whole, TEST))
 
 
 def test_what_does_not_fit_on_the_disk_is_said_before_it_is_fetched(bucket, cars, tmp_path):
@@ -177,26 +204,47 @@ def test_a_disk_that_becomes_full_is_not_taken_for_a_fault_of_the_server(
         remote.dataset(CARS, "data", str(tmp_path / "cache"))
 
 
-def test_what_could_not_be_copied_back_is_kept_apart(bucket, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_said(bucket, cars):
+    with pytest.raises(UserError, match=r"/proc/nope/datasets/.* cannot be written: No such file"):
+        remote.dataset(CARS, "data", "/proc/nope")
+
+
+@pytest.mark.parametrize("stopped", ["refused", "interrupted", "in the block"])
+def test_what_could_not_be_copied_back_is_kept(bucket, tmp_path, monkeypatch, capsys, stopped):
     run = "memory://box/runs/cars"
     bucket.pipe_file("/box/runs/cars/config.json", b"{}")
     folder = remote.model(run, "run", str(tmp_path))
 
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError("not allowed")
+    def stop(*_: object, **__: object) -> None:
+        raise PermissionError("not allowed") if stopped == "refused" else KeyboardInterrupt
+
+    def write() -> None:
+        with remote.copied_back(run, folder, "run"), open(f"{folder}/report.html", "w"):
+            if stopped == "in the block":
+                stop()
 
     with monkeypatch.context() as away:
-        away.setattr(type(bucket), "put_file", refuse)
-        with pytest.raises(UserError, match="not allowed") as error:  # noqa: SIM117
-            with remote.copied_back(run, folder, "run"), open(f"{folder}/report.html", "w"):
-                pass
-    kept = str(error.value).removesuffix(".").rpartition(" ")[2]
-    assert sorted(os.listdir(kept)) == ["config.json", "report.html"]
+        away.setattr(type(bucket), "put_file", stop)
+        with pytest.raises((UserError, KeyboardInterrupt)) as error:
+            write()
+    assert isinstance(error.value, UserError) == (stopped == "refused")
+    said = f"{error.value} {capsys.readouterr().out}"
+    (kept,) = re.findall(rf"results are in ({tmp_path}/kept/cars-\w+)", said)
     # Made once more, it is new to the cache, and copied.
-    folder = remote.model(run, "run", str(tmp_path))
-    with remote.copied_back(run, folder, "run"), open(f"{folder}/report.html", "w"):
-        pass
+    folder, stopped = remote.model(run, "run", str(tmp_path)), ""
+    assert os.listdir(folder) == ["config.json"]
+    write()
     assert bucket.exists("/box/runs/cars/report.html")
+    assert sorted(os.listdir(kept)) == ["config.json", "report.html"]
+
+
+def test_a_block_that_changed_nothing_leaves_the_copy_in_its_place(bucket, tmp_path):
+    bucket.pipe_file("/box/runs/cars/config.json", b"{}")
+    folder = remote.model("memory://box/runs/cars", "run", str(tmp_path))
+    with pytest.raises(UserError, match=r"^wrong$"):  # noqa: SIM117
+        with remote.copied_back("memory://box/runs/cars", folder, "run"):
+            raise UserError("wrong")
+    assert os.listdir(folder) == ["config.json"]
 
 
 def test_a_data_set_is_here_when_it_was_fetched(bucket, cars, tmp_path):

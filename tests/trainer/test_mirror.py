@@ -5,11 +5,14 @@ in tests/test_buckets.py.
 """
 
 import contextlib
+import errno
+import fcntl
 import os
 import re
 import time
 
 import fsspec
+import fsspec.implementations.memory
 import pytest
 
 from tfrecords import remote
@@ -149,6 +152,59 @@ def test_wherever_the_copying_ends_the_bucket_holds_a_whole_run(bucket, tmp_path
     assert allowed >= 6
 
 
+@pytest.mark.parametrize("machine", ["the same machine", "another machine"])
+def test_wherever_a_first_copy_ends_the_same_command_goes_on(
+    bucket, tmp_path, monkeypatch, machine
+):
+    really, allowed, cut = remote.Folder.upload, 0, True
+    monkeypatch.setattr(remote, "PATIENCE", 0)
+    while cut:
+        bucket.store.clear()
+        left, cut, cache = allowed, False, tmp_path / str(allowed)
+
+        def upload(self, *args):
+            nonlocal left, cut
+            left -= 1
+            if left < 0:
+                cut = True
+                raise UserError("the server is gone.")
+            really(self, *args)
+
+        with monkeypatch.context() as patch, contextlib.suppress(UserError):
+            patch.setattr(remote.Folder, "upload", upload)
+            trained(cache, 8)
+        assert len(objects()) == allowed + 1
+        folder = trained(cache if machine == "the same machine" else tmp_path / f"{allowed}b", 10)
+        found = objects()
+        del found[mirror.MARK]
+        assert found == own(folder)
+        allowed += cut
+    assert allowed == 12
+
+
+def test_a_copy_that_was_cut_short_leaves_nothing_behind(bucket, tmp_path, monkeypatch):
+    really = remote.Folder.upload
+
+    def upload(self, path, name):
+        if name == "last/checkpoint":
+            raise UserError("the server is gone.")
+        really(self, path, name)
+
+    with monkeypatch.context() as patch, contextlib.suppress(UserError):
+        patch.setattr(remote, "PATIENCE", 0)
+        patch.setattr(remote.Folder, "upload", upload)
+        trained(tmp_path, 5)
+    assert steps_of(objects("last/")) == {3, 5}
+    folder = trained(tmp_path, 10)
+    assert steps_of(objects("last/")) == {8, 10}
+    # Before a checkpoint is copied that was saved anew, its index is deleted.
+    bucket.rm_file("/box/runs/cars/last/step-10.index")
+    trained(tmp_path, 10)
+    found = objects()
+    del found[mirror.MARK]
+    assert found == own(folder)
+
+
 def test_while_checkpoints_replace_each_other_the_bucket_always_holds_a_whole_run(
     tmp_path, monkeypatch
 ):
@@ -215,6 +271,71 @@ def test_the_training_that_started_last_writes_and_the_other_one_stops(tmp_path,
         assert steps_of(own(second.folder)) == {8, 10}
 
 
+@pytest.mark.parametrize("known", ["nothing", "an earlier moment", "all"])
+def test_a_run_that_another_training_copied_to_while_this_one_started_is_not_mixed_with_it(
+    tmp_path, capsys, known
+):
+    trained(tmp_path / "one", 8)
+    if known != "nothing":
+        trained(tmp_path / "two", 8)
+    if known == "an earlier moment":
+        trained(tmp_path / "one", 8)
+    meanwhile = pytest.raises(UserError, match="another training copied to it while this one")
+    with mirror.opened(RUN, str(tmp_path / "two")) as second:
+        trained(tmp_path / "one", 10)
+        with meanwhile, second.kept_up():
+            train(second.folder, 10)
+    capsys.readouterr()
+    folder = trained(tmp_path / "two", 10)
+    assert "another run was in the cache" not in capsys.readouterr().out
+    found = objects()
+    del found[mirror.MARK]
+    assert found == own(folder)
+
+
+def test_what_another_training_was_about_to_copy_is_not_mixed_with_the_run(bucket, tmp_path):
+    trained(tmp_path / "one", 8)
+    before = objects("best/")
+    old = [f"/box/runs/cars/best/step-3.{kind}" for kind in ("data-00000-of-00001", "index")]
+    for path in old:
+        bucket.pipe_file(path, b"of 3")
+
+    def late() -> None:
+        with mirror.opened(RUN, str(tmp_path / "two")) as mirrored, mirrored.kept_up():
+            bucket.rm_file(old[1])
+            train(mirrored.folder, 8)
+
+    with pytest.raises(UserError, match="another training copied to it while this one started"):
+        late()
+    assert steps_of(objects("best/")) == {5}
+    trained(tmp_path / "two", 8)
+    assert objects("best/") == before
+
+
+def test_a_training_that_is_overtaken_in_the_midst_of_copying_changes_no_further_file(
+    tmp_path, monkeypatch
+):
+    really, changes = {name: getattr(remote.Folder, name) for name in ("upload", "delete")}, []
+    with mirror.opened(RUN, str(tmp_path / "two")) as second, contextlib.ExitStack() as held:
+
+        def changed(how: str):
+            def call(self, *args):
+                changes.append(args[-1])
+                really[how](self, *args)
+                if len(changes) == 1:
+                    second.fetch()
+                    held.enter_context(second.kept_up())
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in really:
+                patch.setattr(remote.Folder, name, changed(name))
+            with pytest.raises(UserError, match="writes there now, so this training stops"):
+                trained(tmp_path / "one", 10)
+        assert changes == ["data.json"]
+
+
 @pytest.mark.parametrize("damaged", [b"", b"{", b"[]", b"{}"])
 def test_a_damaged_mark_costs_nothing(bucket, tmp_path, damaged):
     trained(tmp_path / "one", 8)
@@ -229,6 +350,24 @@ def test_two_trainings_of_a_run_on_one_machine(tmp_path):
     refused = pytest.raises(UserError, match="another training is at work on memory://box/runs/ca")
     with mirror.opened(RUN, str(tmp_path)), refused:
         trained(tmp_path, 3)
+
+
+def test_what_a_killed_fetch_left_of_a_run_is_removed(tmp_path):
+    folder = trained(tmp_path, 3)
+    left = f"{folder}.{'0123' * 8}.partial"
+    write(left, "last/step-3.index", "index")
+    trained(tmp_path, 5)
+    assert not os.path.exists(left)
+    assert steps_of(own(folder)) == {3, 5}
+
+
+def test_a_cache_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    trained(tmp_path, 3)
+    assert steps_of(objects("last/")) == {3}
 
 
 def test_a_run_that_was_deleted_in_the_bucket_is_not_put_there_again_unasked(bucket, tmp_path):
@@ -254,3 +393,24 @@ def test_a_folder_with_other_things_is_no_run(bucket, tmp_path):
     with pytest.raises(UserError, match=f"--run={RUN} holds other things"):
         trained(tmp_path, 3)
     assert objects() == {"thesis.doc": b"x"}
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    trained(tmp_path / "one", 5)
+    (tmp_path / "file").write_text("")
+    for cache in ("/proc/nope", tmp_path / "file"):
+        with pytest.raises(UserError, match=f"{cache}/runs/.* cannot be written: .* --data_cache"):
+            trained(cache, 3)
+
+    def fill(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    said = pytest.raises(UserError, match=r"cannot be written: No space left .* --data_cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(fsspec.implementations.memory.MemoryFileSystem, "get_file", fill)
+        with said:
+            trained(tmp_path / "two", 8)
+    with mirror.opened(RUN, str(tmp_path / "one")) as mirrored, monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fill)
+        with said, mirrored.kept_up():
+            pass

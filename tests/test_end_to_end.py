@@ -23,7 +23,11 @@ def test_csvs_become_a_model_that_draws_a_box(tmp_path):
         "validation": 9,
         "test": 8,
     }
-    one_zoom = ["--config.inference.zoom_passes=1", "--config.inference.flip_tta=false"]
+    one_zoom = [
+        "--config.inference.zoom_passes=1",
+        "--config.inference.flip_tta=false",
+        "--config.inference.margin_tta=0",
+    ]
     task.main([f"--data={data}", f"--run={run}", "--strategy=one", *commands.SETTINGS,
                "--epochs=1", *one_zoom])  # fmt: skip
     result = json.loads((run / "evaluation-test.json").read_text())

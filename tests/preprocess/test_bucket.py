@@ -81,8 +81,8 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     ("replace", "stride"),
     [
-        (False, 13),
         (True, 13),
+        pytest.param(False, 13, marks=pytest.mark.slow),
         pytest.param(False, 1, marks=pytest.mark.slow),
         pytest.param(True, 1, marks=pytest.mark.slow),
     ],

@@ -156,8 +156,8 @@ def test_other_input_does_again_the_shard_that_holds_it(
 @pytest.mark.parametrize(
     ("replace", "stride"),
     [
-        (False, 13),
         (True, 13),
+        pytest.param(False, 13, marks=pytest.mark.slow),
         pytest.param(False, 1, marks=pytest.mark.slow),
         pytest.param(True, 1, marks=pytest.mark.slow),
     ],

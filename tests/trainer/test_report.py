@@ -248,6 +248,7 @@ def test_the_passes_begin_with_the_whole_photo_and_end_with_the_result():
 def test_a_training_ends_with_its_page(tiny, tmp_path):
     run = str(tmp_path / "run")
     judged = ["--config.inference.zoom_passes=1", "--config.inference.flip_tta=false"]
+    judged.append("--config.inference.margin_tta=0")
     flags = [*commands.SETTINGS, "--epochs=1", *judged]
     with contextlib.redirect_stdout(io.StringIO()) as said:
         task.main(["--strategy=one", f"--data={tiny}", f"--run={run}", *flags])

@@ -285,7 +285,9 @@ class Mirror:
                 new = {name: stamp for name, stamp in listed.items() if self._is_new(name, stamp)}
                 try:
                     for name in new:
-                        _link(os.path.join(self.folder, name), os.path.join(staged, name))
+                        # Saved again, a step gets new data, but its index is written in place.
+                        stage = _link if ".data-" in name else _copy
+                        stage(os.path.join(self.folder, name), os.path.join(staged, name))
                     # A list that is made while one checkpoint replaces another may hold neither.
                     if _whole_checkpoints(self.folder, part) == listed:
                         break
@@ -458,6 +460,11 @@ def _link(source: str, target: str) -> None:
         raise
     except OSError:
         shutil.copyfile(source, target)
+
+
+def _copy(source: str, target: str) -> None:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    shutil.copyfile(source, target)
 
 
 def _copy_still(source: str, target: str) -> None:

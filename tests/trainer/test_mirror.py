@@ -82,6 +82,13 @@ def trained(cache, to: int) -> str:
         return mirrored.folder
 
 
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def own(folder: str) -> dict[str, bytes]:
     return {name: open(os.path.join(folder, name), "rb").read() for name in remote.files(folder)}
 
@@ -241,6 +248,34 @@ def test_while_checkpoints_replace_each_other_the_bucket_always_holds_a_whole_ru
             assert all(f"last/step-{step}.data-00000-of-00001" in files for step in last)
     assert len(copied) > 5
     assert last == best == {99}
+
+
+def test_a_checkpoint_that_is_saved_again_while_it_is_copied_is_not_mixed(tmp_path, monkeypatch):
+    """As TensorFlow does it: the data are renamed into place, the index is written in place."""
+    really, seen = remote.Folder.upload, []
+    data, index = "last/step-3.data-00000-of-00001", "last/step-3.index"
+
+    def upload(self, path, name):
+        folder = mirrored.folder
+        if name == data and not seen:
+            write(folder, data, "data, again")
+            with open(os.path.join(folder, index), "w") as file:
+                file.write("index, again")
+        really(self, path, name)
+        seen.append(objects() if name in (data, index) else {})
+
+    monkeypatch.setattr(mirror, "_SECONDS", 0.01)
+    with mirror.opened(RUN, str(tmp_path)) as mirrored, mirrored.kept_up():
+        train(mirrored.folder, 3)
+        wait_until(lambda: index in objects())
+        monkeypatch.setattr(remote.Folder, "upload", upload)
+        write(mirrored.folder, data, "data, once")
+        with open(os.path.join(mirrored.folder, index), "w") as file:
+            file.write("index, once")
+        wait_until(lambda: objects()[index] == b"index, again")
+    both = [(files[data], files[index]) for files in seen if {data, index} <= files.keys()]
+    assert both[-1] == (b"data, again", b"index, again")
+    assert set(both) <= {(b"data, once", b"index, once"), both[-1]}
 
 
 def test_a_folder_that_is_further_than_the_bucket_is_kept(tmp_path, capsys):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfrecords.errors import UserError
@@ -112,7 +113,9 @@ def train_and_evaluate(setup: Setup, hooks: Hooks = Hooks()) -> list[EpochMetric
     step = checkpoint.restore_newest(setup.state, os.path.join(setup.run, LAST))
     if step:
         print(f"resuming at step {step} of {config.epochs * per_epoch}", flush=True)
-    history = History(setup.run, step // per_epoch, writes=setup.options.chief)
+    # Saved at an epoch's last step, but not yet finished: its sums are still there.
+    unfinished = step % per_epoch == 0 and bool(np.any(setup.state.epoch_sums.numpy()))
+    history = History(setup.run, step // per_epoch - unfinished, writes=setup.options.chief)
     run_steps = make_run_steps(setup)
     validate = None
     if setup.validation:

@@ -155,6 +155,26 @@ def test_a_killed_run_ends_with_the_same_bits(undisturbed, open_split, tmp_path,
     assert history.read(setup.run) == history.read(undisturbed.run)
 
 
+def test_a_run_killed_between_an_epochs_record_and_its_checkpoint_ends_with_the_same_history(
+    undisturbed, open_split, tmp_path, monkeypatch
+):
+    really = history.History.append
+
+    def append(self, record) -> None:
+        really(self, record)
+        raise KilledError
+
+    often = {"checkpoint_seconds": 0.0}
+    with monkeypatch.context() as killed:
+        killed.setattr(history.History, "append", append)
+        with pytest.raises(KilledError):
+            train.train_and_evaluate(make_setup(open_split, tmp_path, **often))
+    setup = make_setup(open_split, tmp_path, **often)
+    train.train_and_evaluate(setup)
+    assert_equal(values(setup), values(undisturbed))
+    assert history.read(setup.run) == history.read(undisturbed.run)
+
+
 @pytest.mark.slow  # the golden losses are of three steps in a call
 def test_several_steps_in_one_call_end_with_the_same_bits(undisturbed, open_split, tmp_path):
     setup = make_setup(open_split, tmp_path, steps_per_call=3)

@@ -286,7 +286,7 @@ class Mirror:
                 try:
                     for name in new:
                         # Saved again, a step gets new data, but its index is written in place.
-                        stage = _link if ".data-" in name else _copy
+                        stage = _link if ".data-" in name else _copy_still
                         stage(os.path.join(self.folder, name), os.path.join(staged, name))
                     # A list that is made while one checkpoint replaces another may hold neither.
                     if _whole_checkpoints(self.folder, part) == listed:
@@ -462,13 +462,8 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _copy(source: str, target: str) -> None:
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    shutil.copyfile(source, target)
-
-
 def _copy_still(source: str, target: str) -> None:
-    """Copies a file, where possible while nobody writes it; TensorBoard's grow for long."""
+    """Copies a file that is written in place, where possible while nobody does."""
     os.makedirs(os.path.dirname(target), exist_ok=True)
     for _ in range(3):
         before = _stamp(source)
